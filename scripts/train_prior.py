@@ -1,0 +1,196 @@
+"""Train the shipped prior `photo`: a diffusion U-Net for colour images at any size that is a multiple of 8.
+
+    python scripts/train_prior.py --work runs/photo --minutes 60             # train; run again to continue
+    python scripts/train_prior.py --work runs/photo --minutes 10 --finish    # anneal the rate to zero, then export
+    python scripts/train_prior.py --work runs/mine --images ~/my-photos      # the user's own folder of images
+
+The network is diffusers' UNet2DModel with v-prediction (T. Salimans, J. Ho, "Progressive distillation for fast
+sampling of diffusion models", ICLR 2022, section 4) on the DDPM linear schedule with 1000 levels. The rate is held
+constant and annealed linearly to zero over the last session (`--finish`), so that pieces of any length add up.
+The exported weights are the exponential moving average in half precision, in diffusers' folder format.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from torch import Tensor
+from torch.utils.data import DataLoader
+from training_data import TrainingImages
+
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 2e-2,
+    "beta_schedule": "linear",
+    "prediction_type": "v_prediction",
+    "clip_sample": False,
+}
+
+
+def build_unet(channels: tuple[int, ...]) -> Any:
+    """A convolutional U-Net (no attention, hence free in size); the sides must be multiples of 2^(len(channels) - 1)."""
+    from diffusers import UNet2DModel
+
+    depth = len(channels)
+    return UNet2DModel(
+        sample_size=64,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D",) * depth,
+        up_block_types=("UpBlock2D",) * depth,
+        add_attention=False,
+        norm_num_groups=8,
+        resnet_time_scale_shift="scale_shift",
+    )
+
+
+class DiffusionTraining(LightningModule):
+    """Denoising objective E ||v_theta(x_t, t) - (alpha z - sigma x_0)||^2, augmentation by kornia.
+
+    Levels are drawn continuously, stratified over the batch: 80 % with a log-normal sigma/alpha around 0.4 (where the
+    image is decided and where it is refined), 20 % uniform over the training table (which holds the noisiest levels).
+    """
+
+    def __init__(self, channels: tuple[int, ...], lr: float, warmup: int = 300):
+        super().__init__()
+        self.save_hyperparameters()
+        self.unet = build_unet(channels)
+        betas = torch.linspace(SCHEDULER["beta_start"], SCHEDULER["beta_end"], 1000, dtype=torch.float64)  # type: ignore[arg-type]
+        alpha_bar = torch.cumprod(1 - betas, 0)
+        self.register_buffer("log_ratio", (0.5 * torch.log((1 - alpha_bar) / alpha_bar)).float(), persistent=False)
+        self.finish_s: float | None = None  # seconds over which the rate goes to zero
+        self.started = time.monotonic()
+        from kornia.augmentation import AugmentationSequential, ColorJitter, RandomGrayscale, RandomInvert
+
+        # kornia's colour operations live in [0, 1]; the images come and go in [-1, 1].
+        self.augment = AugmentationSequential(
+            ColorJitter(0.15, (0.75, 1.2), (0.6, 1.4), 0.06, p=0.5), RandomGrayscale(p=0.05), RandomInvert(p=0.02), same_on_batch=False
+        )
+
+    def levels(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Fractional network times and (alpha, sigma), each (batch,)."""
+        u = (torch.rand(()) + torch.arange(batch) / batch) % 1
+        u = u[torch.randperm(batch)].to(self.device)
+        log_normal = -0.9 + 1.3 * math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-0.9999, 0.9999))
+        table: Tensor = self.log_ratio  # type: ignore[assignment]
+        uniform = torch.rand(batch, device=self.device) * 999
+        low = uniform.floor().long().clamp(max=998)
+        along = table[low] + (uniform - low) * (table[low + 1] - table[low])
+        ratio = torch.where(torch.rand(batch, device=self.device) < 0.2, along, log_normal).clamp(float(table[0]), float(table[-1]))
+        k = torch.searchsorted(table, ratio).clamp(1, 999)
+        t = (k - 1) + (ratio - table[k - 1]) / (table[k] - table[k - 1])
+        alpha = torch.sigmoid(-2 * ratio).sqrt()
+        return t, alpha, torch.sigmoid(2 * ratio).sqrt()
+
+    def training_step(self, x0: Tensor, index: int) -> Tensor:
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            x0 = self.augment((x0 + 1) / 2).clamp(0, 1) * 2 - 1
+        t, alpha, sigma = self.levels(len(x0))
+        alpha, sigma = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
+        z = torch.randn_like(x0)
+        x_t = (alpha * x0 + sigma * z).to(memory_format=torch.channels_last)
+        v = self.unet(x_t, t).sample.float()
+        loss = (v - (alpha * z - sigma * x0)).square().mean()
+        self.log("loss", loss, prog_bar=False)
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        scale = min(1.0, (self.global_step + 1) / self.hparams["warmup"])
+        if self.finish_s is not None:
+            scale *= max(0.0, 1 - (time.monotonic() - self.started) / self.finish_s)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.hparams["lr"] * scale
+        super().optimizer_step(*args, **kwargs)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=self.hparams["lr"], betas=(0.9, 0.99), weight_decay=1e-3)
+
+
+class Progress(Callback):
+    """Prints a line every 200 steps, saves `last` every 1000, and stops after the allotted minutes."""
+
+    def __init__(self, minutes: float, last: Path):
+        self.minutes, self.last, self.mean = minutes, last, 0.0
+        self.started = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Tensor, index: int) -> None:
+        loss = float(outputs["loss"])
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss} at step {trainer.global_step}")
+        self.mean = loss if index == 0 else 0.995 * self.mean + 0.005 * loss
+        minutes = (time.monotonic() - self.started) / 60
+        if trainer.global_step % 200 == 0:
+            print(f"step {trainer.global_step}  {minutes:.1f} min  loss {self.mean:.4f}", flush=True)
+        done = minutes >= self.minutes
+        if done or trainer.global_step % 1000 == 0:
+            # Here, not after fit(): by then the averaged weights have replaced the raw ones that training continues from.
+            trainer.save_checkpoint(self.last)
+        trainer.should_stop = done
+
+
+def export(module: DiffusionTraining, folder: Path) -> None:
+    """Writes the half-precision weights and both configurations as a diffusers pipeline folder."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    pipeline = DDPMPipeline(module.unet.half(), DDPMScheduler(**SCHEDULER))
+    pipeline.save_pretrained(folder)
+    print(f"wrote {folder}; measure it with scripts/score_prior.py before it is used")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoint; an existing one is continued")
+    parser.add_argument("--minutes", type=float, default=30.0, help="stop after this long (a checkpoint is kept)")
+    parser.add_argument("--finish", action="store_true", help="anneal the rate to zero over this session and export")
+    parser.add_argument("--export", type=Path, default=None, help="folder to export to (default: WORK/export)")
+    parser.add_argument("--images", type=Path, default=None, help="a folder of your own images in place of the shipped photographs")
+    parser.add_argument("--leaves", type=float, default=0.45, help="share of dead-leaves images")
+    parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 128])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    last = args.work / "last.ckpt"
+    resume = last if last.exists() else None
+    epoch = int(torch.load(resume, weights_only=True)["global_step"]) if resume else 0
+    torch.manual_seed(args.seed + epoch)
+    module = DiffusionTraining(tuple(args.channels), args.lr)
+    module.finish_s = args.minutes * 60 if args.finish else None
+    images = TrainingImages(args.size, args.leaves, args.images, args.seed, epoch)
+    loader = DataLoader(images, batch_size=args.batch, num_workers=args.workers, pin_memory=torch.cuda.is_available())
+    trainer = Trainer(
+        default_root_dir=args.work,
+        max_epochs=-1,
+        precision="bf16-mixed",
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=[
+            Progress(args.minutes, last),
+            EMAWeightAveraging(decay=0.999),
+        ],
+    )
+    module.unet.to(memory_format=torch.channels_last)
+    trainer.fit(module, loader, ckpt_path=resume)
+    if args.finish:
+        # EMAWeightAveraging has left the averaged weights in the module.
+        export(module, args.export or args.work / "export")
+
+
+if __name__ == "__main__":
+    main()
