@@ -74,7 +74,10 @@ class DiffusionTraining(LightningModule):
 
         # kornia's colour operations live in [0, 1]; the images come and go in [-1, 1].
         self.augment = AugmentationSequential(
-            ColorJitter(0.15, (0.75, 1.2), (0.6, 1.4), 0.06, p=0.5), RandomGrayscale(p=0.05), RandomInvert(p=0.02), same_on_batch=False
+            ColorJitter(0.15, (0.75, 1.2), (0.6, 1.4), 0.06, p=0.5),
+            RandomGrayscale(p=0.05),
+            RandomInvert(p=0.02),
+            same_on_batch=False,
         )
 
     def levels(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +89,9 @@ class DiffusionTraining(LightningModule):
         uniform = torch.rand(batch, device=self.device) * 999
         low = uniform.floor().long().clamp(max=998)
         along = table[low] + (uniform - low) * (table[low + 1] - table[low])
-        ratio = torch.where(torch.rand(batch, device=self.device) < 0.2, along, log_normal).clamp(float(table[0]), float(table[-1]))
+        ratio = torch.where(torch.rand(batch, device=self.device) < 0.2, along, log_normal).clamp(
+            float(table[0]), float(table[-1])
+        )
         k = torch.searchsorted(table, ratio).clamp(1, 999)
         t = (k - 1) + (ratio - table[k - 1]) / (table[k] - table[k - 1])
         alpha = torch.sigmoid(-2 * ratio).sqrt()
@@ -153,7 +158,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="stop after this long (a checkpoint is kept)")
     parser.add_argument("--finish", action="store_true", help="anneal the rate to zero over this session and export")
     parser.add_argument("--export", type=Path, default=None, help="folder to export to (default: WORK/export)")
-    parser.add_argument("--images", type=Path, default=None, help="a folder of your own images in place of the shipped photographs")
+    parser.add_argument(
+        "--images", type=Path, default=None, help="a folder of your own images in place of the shipped photographs"
+    )
     parser.add_argument("--leaves", type=float, default=0.45, help="share of dead-leaves images")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 128])
     parser.add_argument("--batch", type=int, default=16)

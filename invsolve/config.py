@@ -1,0 +1,258 @@
+"""From a preset or a YAML file and ``key=value`` arguments to a checked configuration.
+
+A configuration has the sections prior, operator, noise, schedule, sampler and data (each a component chosen by ``name``
+and its values) and the settings of `Settings`. The constructors are the schema (`invsolve.schema`); files are merged by
+OmegaConf, so ``${noise.sigma}`` may be written wherever a value is repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from invsolve import schema, tables
+from invsolve.resources import resource
+from invsolve.schema import ConfigError
+
+__all__ = ["Component", "Config", "ConfigError", "Settings", "difference", "load", "show"]
+
+# Arguments of the constructors that a configuration does not hold, because something else decides them.
+_INJECTED = {
+    "operator": {"image_shape": "it comes from the data (data.size, or data.image_shape for a stored measurement)"},
+    "prior": {"device": "write device=... for the whole run", "name": "write prior=NAME"},
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run needs beside its components.
+
+    ``samples``: posterior samples per image. ``seed``: of the measurement noise and of the sampling. ``out``: the output
+    folder (default ``runs/<name of the preset or file>``). ``batch``: images sampled at once. ``memory_gb``: limit under
+    which samples are chunked. ``checkpoint_every``: save a half-finished trajectory every so many steps (0: never).
+    ``trajectory``: also write images/<id>/trajectory.gif. ``noise_device``: where the random numbers are drawn.
+    """
+
+    samples: int = 4
+    seed: int = 0
+    device: str = "auto"
+    out: str | None = None
+    batch: int = 4
+    memory_gb: float | None = None
+    checkpoint_every: int = 0
+    trajectory: bool = False
+    progress: bool = True
+    noise_device: Literal["cpu", "device"] = "cpu"
+
+    def __post_init__(self) -> None:
+        for key, least in (("samples", 1), ("seed", 0), ("batch", 1), ("checkpoint_every", 0)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"{key} = {getattr(self, key)}: must be at least {least}")
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise ConfigError(f"memory_gb = {self.memory_gb}: must be positive, or null for no limit")
+
+
+# Settings that change how fast or where a result is computed, or what is shown meanwhile, but not which run it is.
+_IMMATERIAL = ("device", "out", "batch", "memory_gb", "checkpoint_every", "progress")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One section: the class (or function) chosen by ``name`` in its group's table, and its checked ``values``."""
+
+    group: str
+    name: str
+    values: Mapping[str, Any]
+
+    def build(self, **injected: Any) -> Any:
+        """The object itself. What its constructor refuses becomes a ConfigError that names the section."""
+        factory = tables.resolve(self.group, self.name)
+        if self.group == "prior":
+            injected["name"] = self.name
+        try:
+            return factory(**injected, **self.values)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{self.group} {self.name}: {_one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration: every section with its defaults, and the settings (``out`` is filled in)."""
+
+    name: str
+    sections: Mapping[str, Component]
+    settings: Settings
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested dicts, lists and scalars, which `load` reads back to the same configuration."""
+        plain: dict[str, Any] = {group: {"name": part.name, **part.values} for group, part in self.sections.items()}
+        plain.update(dataclasses.asdict(self.settings))
+        return {key: _plain(value) for key, value in plain.items()}
+
+
+def load(name: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a preset (a name in configs/run) or of a YAML file, changed by ``key=value`` overrides.
+
+    ``sampler=daps`` picks another component (the keys of the previous one are dropped), ``sampler.zeta=0.5`` sets a value.
+    Components are picked before values are set, whatever the order; ``data.measurement=FILE`` alone picks the stored
+    measurement in place of the images. Raises ConfigError.
+    """
+    path = _find(str(name))
+    tree = _read(path)
+    picks, values = _parse(overrides)
+    measured = any(text.startswith("data.measurement=") for text in values)
+    if measured and "measurement" not in (tree.get("data") or {}):
+        picks.setdefault("data", "measurement")
+    for group in tables.SECTIONS:
+        chosen = picks[group] if group in picks else tree.get(group)
+        tree[group] = _section(group, chosen, path)
+    merged = _merge(tree, values)
+    sections = {group: _component(group, merged.pop(group)) for group in tables.SECTIONS}
+    fields = schema.fields_of(Settings)
+    for key in merged:
+        if key not in fields:
+            known = [*tables.SECTIONS, *fields]
+            raise ConfigError(f"unknown key {key}{schema.suggestion(str(key), known)}; there are: {', '.join(known)}")
+    settings = Settings(**schema.check("", "a run", merged, fields))
+    stem = path.parent.name if path.stem == "config" else path.stem
+    if settings.out is None:
+        settings = dataclasses.replace(settings, out=f"runs/{stem}")
+    return Config(stem, sections, settings)
+
+
+def show(config: Config) -> str:
+    """The configuration as YAML that `load` reads, with the units of sigma as a comment."""
+    blocks = []
+    for key, value in config.as_dict().items():
+        text = OmegaConf.to_yaml(OmegaConf.create({key: value}))
+        if key == "noise" and "sigma" in value:
+            line = f"  sigma: {value['sigma']}\n"
+            text = text.replace(line, f"{line[:-1]}  # [-1, 1] units; {value['sigma'] / 2:g} in [0, 1]\n")
+        blocks.append(text)
+    return "".join(blocks)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """(key, old value, new value) of the first key in which two configurations are different runs, or None.
+
+    Both as from `Config.as_dict`; the keys that do not change results (device, out, progress, memory) are not compared.
+    """
+    flat = [{key: value for key, value in _flatten(tree) if key not in _IMMATERIAL} for tree in (old, new)]
+    for key in dict.fromkeys([*flat[1], *flat[0]]):
+        values = [tree.get(key, "absent") for tree in flat]
+        if values[0] != values[1]:
+            return key, values[0], values[1]
+    return None
+
+
+def _find(name: str) -> Path:
+    """The file of a preset, or the path as given where it ends in .yaml or .yml."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        if not Path(name).is_file():
+            raise ConfigError(f"no such configuration file: {name}")
+        return Path(name)
+    preset = resource("configs", "run", f"{name}.yaml")
+    if "/" in name or not preset.is_file():
+        raise tables.unknown("preset", name, tables.names("run"))
+    return preset
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML file that can be read: {_one_line(error)}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no keys; the sections are: {', '.join(tables.SECTIONS)}")
+    return {str(key): value for key, value in tree.items()}
+
+
+def _parse(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """(section -> name picked for it, the overrides that set values)."""
+    picks: dict[str, Any] = {}
+    values = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if text.startswith("-"):
+            raise ConfigError(f"{text}: options stand before `run`, and there is no multirun: start one run per value")
+        if text.startswith("~"):
+            raise ConfigError(f"{text}: keys cannot be removed; set the value (key=null), or pick another component")
+        if text.startswith("+"):
+            raise ConfigError(f"{text}: keys cannot be added; write {text.lstrip('+')} (`invsolve show` lists the keys)")
+        if not equals or not key:
+            raise ConfigError(f"{text!r} is not key=value, such as seed=1 or sampler.zeta=0.5")
+        group, _, field = key.partition(".")
+        if group in tables.SECTIONS and field in ("", "name"):
+            picks[group] = value
+        else:
+            values.append(text)
+    return picks, values
+
+
+def _section(group: str, given: Any, path: Path) -> dict[str, Any]:
+    """A section as a dict with a name, on top of the defaults in ``configs/<group>/<name>.yaml`` where that exists."""
+    if given is None:
+        raise ConfigError(f"{path} has no section {group}; its names are: {', '.join(tables.names(group))}")
+    values = {"name": given} if isinstance(given, str) else given
+    if not isinstance(values, dict):
+        raise ConfigError(f"{group} = {given!r}: expected a name or keys; the names are: {', '.join(tables.names(group))}")
+    if group == "data" and "measurement" in values:
+        values = {"name": "measurement", **values}
+    name = values.get("name")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{group}.name = {name!r}: expected one of {', '.join(tables.names(group))}")
+    file = tables.component_file(group, name) if "/" not in name else None
+    return {"name": name} | (_read(file) if file else {}) | {key: value for key, value in values.items() if key != "name"}
+
+
+def _merge(tree: dict[str, Any], values: list[str]) -> dict[str, Any]:
+    """``tree`` with the ``key=value`` texts set and interpolations resolved."""
+    for text in values:
+        key = text.partition("=")[0]
+        top, *rest = key.split(".")
+        if len(rest) > 1 or (rest and top not in tables.SECTIONS):
+            raise ConfigError(
+                f"unknown key {key}; keys have the form section.key, with section one of {', '.join(tables.SECTIONS)}"
+            )
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(tree, OmegaConf.from_dotlist(values)), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error)) from error
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
+
+
+def _component(group: str, values: dict[str, Any]) -> Component:
+    name = values.pop("name")
+    factory = tables.resolve(group, name)
+    injected = _INJECTED.get(group, {})
+    for key in values:
+        if key in injected:
+            raise ConfigError(f"{group}.{key} cannot be set: {injected[key]}")
+    fields = schema.fields_of(factory, skip=injected)
+    return Component(group, name, schema.check(group, name, values, fields))
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _plain(member) for key, member in value.items()}
+    return [_plain(member) for member in value] if isinstance(value, (list, tuple)) else value
+
+
+def _flatten(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    flat = []
+    for key, value in tree.items():
+        flat += [(f"{key}.{sub}", member) for sub, member in value.items()] if isinstance(value, Mapping) else [(key, value)]
+    return flat
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

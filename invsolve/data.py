@@ -1,0 +1,284 @@
+"""What a run reads: images to be degraded (and then recovered), or a stored measurement without a truth.
+
+Both list their items without reading pixels, so that a mistake in the last file is found before the first is sampled.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from invsolve.resources import resource
+from invsolve.schema import ConfigError
+
+Array = NDArray[Any]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+_MEASUREMENTS = (".npz", ".npy", ".pt")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One unit of work.
+
+    ``image_shape`` is (C, H, W) of the unknown image, or None where the measurement's own shape has to serve. ``load()``
+    gives the truth, float32 (C, H, W) in [-1, 1], or with ``measured`` the measurement y as it was stored.
+    """
+
+    id: str
+    path: Path
+    image_shape: tuple[int, int, int] | None
+    measured: bool
+    load: Callable[[], Array]
+
+    def digest(self) -> str:
+        """The sha256 of the input file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Images:
+    """Image files: one file, a folder or a glob; they are degraded by the operator, and are the truth.
+
+    Args:
+        root: file, folder (its image files, by name) or glob; looked up in the working folder, then among the shipped data.
+        indices: which of the files, such as "0-3", "0,2" or [0, 2] (from 0, by name); null for all.
+        size: side, or [height, width], of the image to take; null for the whole image.
+        fit: "resize" scales the image until it just covers ``size`` (Lanczos) and takes the centre; "crop" takes the
+            centre at full resolution.
+        origin: [row, column] of the upper left corner of a crop, in place of the centre.
+        alpha: what to do with transparency: refuse it, or lay the image on white or black.
+
+    Colour is read as RGB and grey as three equal channels; 8 bits are divided by 255, 16-bit grey by 65535, and
+    floating-point files must lie in [0, 1]. Pillow reads 16-bit colour files at 8 bits.
+    """
+
+    root: str
+    indices: str | int | tuple[int, ...] | None = None
+    size: int | tuple[int, int] | None = None
+    fit: Literal["resize", "crop"] = "resize"
+    origin: tuple[int, int] | None = None
+    alpha: Literal["refuse", "white", "black"] = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.size is not None and min(self._sides()) < 1:
+            raise ConfigError(f"data.size = {self.size}: must be positive")
+        if self.origin is not None and (self.fit != "crop" or self.size is None):
+            raise ConfigError(f"data.origin = {list(self.origin)}: needs data.fit=crop and a data.size")
+        _pick(self.indices, None)
+
+    def _sides(self) -> tuple[int, int]:
+        assert self.size is not None
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def items(self) -> list[Item]:
+        """The chosen files in order; the id of an image is its file name without the suffix. Raises ConfigError."""
+        files = _files(self.root)
+        chosen = [files[i] for i in _pick(self.indices, len(files))]
+        twice = [stem for stem, count in Counter(path.stem for path in chosen).items() if count > 1]
+        if twice:
+            both = ", ".join(str(path) for path in chosen if path.stem == twice[0])
+            raise ConfigError(
+                f"data.root = {self.root}: the id {twice[0]!r} would stand for {both}; rename one, or use data.indices"
+            )
+        return [Item(path.stem, path, self._shape(path), False, _Loader(self, path)) for path in chosen]
+
+    def _shape(self, path: Path) -> tuple[int, int, int]:
+        """(3, H, W) of the image to be loaded, from the file's header."""
+        try:
+            with Image.open(path) as opened:
+                width, height = opened.size
+                if opened.getexif().get(0x0112, 1) >= 5:  # an orientation that lies on its side
+                    width, height = height, width
+        except (UnidentifiedImageError, OSError) as error:
+            raise ConfigError(f"{path} cannot be read as an image: {error}") from error
+        if self.size is None:
+            return 3, height, width
+        h, w = self._sides()
+        top, left = self.origin or (0, 0)
+        if self.fit == "crop" and (min(top, left) < 0 or top + h > height or left + w > width):
+            at = f" at origin [{top}, {left}]" if self.origin else ""
+            raise ConfigError(
+                f"data.size = {self.size}: a {h} x {w} crop{at} does not fit into {path.name}, which is {height} x {width}"
+            )
+        return 3, h, w
+
+    def read(self, path: Path) -> Array:
+        """The image as float32 (3, H, W) in [-1, 1]."""
+        try:
+            with Image.open(path) as opened:
+                planes = _planes(ImageOps.exif_transpose(opened), path, self.alpha)
+        except (UnidentifiedImageError, OSError) as error:
+            raise ConfigError(f"{path} cannot be read as an image: {error}") from error
+        if self.size is not None:
+            h, w = self._sides()
+            if self.fit == "resize":
+                planes = _cover(planes, h, w)
+            top, left = self.origin or ((planes.shape[1] - h) // 2, (planes.shape[2] - w) // 2)
+            planes = planes[:, top : top + h, left : left + w]
+        return np.ascontiguousarray(2 * planes - 1, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class _Loader:
+    images: Images
+    path: Path
+
+    def __call__(self) -> Array:
+        return self.images.read(self.path)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A stored measurement y without a truth: .npz with an array `y` (and perhaps an `id`), .npy or .pt.
+
+    Args:
+        measurement: the file; other arrays in it are not read.
+        image_shape: [C, H, W] of the unknown image; may be left out where y has that shape itself.
+        id: what to call the result; by default the file's own `id`, else its name without the suffix.
+    """
+
+    measurement: str
+    image_shape: tuple[int, int, int] | None = None
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_shape is not None and min(self.image_shape) < 1:
+            raise ConfigError(f"data.image_shape = {list(self.image_shape)}: must be positive")
+
+    def items(self) -> list[Item]:
+        """The one item. Raises ConfigError for a missing or unreadable file and for NaN or infinity in y."""
+        path = Path(self.measurement).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"data.measurement = {self.measurement}: no such file")
+        y, stored = _read_measurement(path)
+        if y.dtype.kind not in "fciu":
+            raise ConfigError(f"{path}: y has type {y.dtype}; numbers are needed")
+        bad = int((~np.isfinite(y)).sum())
+        if bad:
+            raise ConfigError(f"{path}: y holds {bad} values of {y.size} that are NaN or infinite; every value must be finite")
+        name = self.id or stored or path.stem
+        if name in (".", "..") or set(name) & set("/\\\0"):
+            raise ConfigError(f"data.id = {name!r}: the id names a folder, so it cannot hold a slash")
+        return [Item(name, path, self.image_shape, True, lambda: y)]
+
+
+def _read_measurement(path: Path) -> tuple[Array, str | None]:
+    """(y, id or None)."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as stored:
+                if "y" not in stored:
+                    raise ConfigError(f"{path}: no array `y`; it holds: {', '.join(stored) or 'nothing'}")
+                return stored["y"], str(stored["id"]) if "id" in stored else None
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False), None
+        if path.suffix == ".pt":
+            return _read_torch(path), None
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    raise ConfigError(f"data.measurement = {path}: expected a file ending in {', '.join(_MEASUREMENTS)}")
+
+
+def _read_torch(path: Path) -> Array:
+    import pickle
+
+    import torch
+
+    try:
+        y = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(f"{path} holds Python objects; save the tensor alone: torch.save(y, path)") from error
+    if not isinstance(y, torch.Tensor):
+        raise ConfigError(f"{path} holds a {type(y).__name__}; a single tensor y is needed")
+    return np.asarray(y.detach().to(torch.float32).numpy() if y.dtype == torch.bfloat16 else y.detach().numpy())
+
+
+def _files(root: str) -> list[Path]:
+    """The image files behind a file name, folder or glob, sorted by name. Raises ConfigError where there are none."""
+    for pattern in (Path(root).expanduser(), resource(root)):
+        if pattern.is_file():
+            return [pattern]
+        if pattern.is_dir():
+            found = list(pattern.iterdir())
+        else:
+            found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+        files = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
+        if files:
+            return files
+        if found:
+            raise ConfigError(f"data.root = {root}: no images there; the suffixes known are {', '.join(SUFFIXES)}")
+    raise ConfigError(
+        f"data.root = {root}: no such file or folder, and no glob that matches (looked in {Path.cwd()} and the shipped data)"
+    )
+
+
+def _pick(indices: str | int | Sequence[int] | None, count: int | None) -> list[int]:
+    """The indices chosen among ``count`` files; with ``count`` None only the spelling is checked."""
+    if indices is None:
+        return list(range(count or 0))
+    picked: list[int] = []
+    parts = (
+        indices.split(",") if isinstance(indices, str) else [str(i) for i in ([indices] if isinstance(indices, int) else indices)]
+    )
+    for part in parts:
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ConfigError(f"data.indices = {indices!r}: expected numbers and ranges such as 0-3 or 0,2")
+        picked += range(int(first), int(last or first) + 1)
+    if not picked or len(set(picked)) < len(picked):
+        raise ConfigError(f"data.indices = {indices!r}: must name each image once, and at least one")
+    if count is not None and max(picked) >= count:
+        raise ConfigError(f"data.indices = {indices!r}: there are {count} images, numbered 0 to {count - 1}")
+    return picked
+
+
+def _planes(image: Image.Image, path: Path, alpha: str) -> Array:
+    """An opened image as (3, H, W) in [0, 1], float64."""
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow widens some of these files to 32 bits
+        grey = np.asarray(image, dtype=np.float64) / 65535
+    elif image.mode == "F":
+        grey = np.asarray(image, dtype=np.float64)
+    else:
+        return _eight_bit(image, path, alpha)
+    if not (grey.min() >= 0 and grey.max() <= 1):
+        scale = 65535 if image.mode.startswith("I") else 1
+        raise ConfigError(
+            f"{path}: grey values from {grey.min() * scale:g} to {grey.max() * scale:g}; they must lie in [0, {scale}]"
+        )
+    return np.repeat(grey[None], 3, axis=0)
+
+
+def _eight_bit(image: Image.Image, path: Path, alpha: str) -> Array:
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema() != (255, 255):
+            if alpha == "refuse":
+                raise ConfigError(
+                    f"{path} has transparent pixels; say what is behind them with data.alpha=white or data.alpha=black"
+                )
+            rgba = Image.alpha_composite(Image.new("RGBA", image.size, alpha), rgba)
+        image = rgba
+    if image.mode not in ("1", "L", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LA", "PA"):
+        raise ConfigError(f"{path}: images of Pillow mode {image.mode} are not read; save it as an RGB or grey PNG")
+    return np.asarray(image.convert("RGB"), dtype=np.float64).transpose(2, 0, 1) / 255
+
+
+def _cover(planes: Array, h: int, w: int) -> Array:
+    """(3, H, W) scaled until it just covers h x w."""
+    scale = max(h / planes.shape[1], w / planes.shape[2])
+    size = (max(w, round(planes.shape[2] * scale)), max(h, round(planes.shape[1] * scale)))
+    resized = [Image.fromarray(plane.astype(np.float32)).resize(size, Image.Resampling.LANCZOS) for plane in planes]
+    return np.clip(np.stack([np.asarray(plane, dtype=np.float64) for plane in resized]), 0, 1)

@@ -1,0 +1,283 @@
+"""Likelihoods: log p(y | x), bound to a measurement, and the only place where the noise level sigma_y stands.
+
+All values and gradients are per sample, (B, *X) -> (B,) or (B, *X); none is summed or averaged over a batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from invsolve.noise import NoiseSource
+from operators.adapter import as_operator
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """What a guided sampler asks of a measurement."""
+
+    y: Tensor
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(y | x) up to a constant, (B, *X) -> (B,)."""
+        ...
+
+    def score(self, x: Tensor) -> Tensor:
+        """grad_x log p(y | x), (B, *X) -> (B, *X)."""
+        ...
+
+    def misfit_grad(self, x: Tensor) -> Tensor:
+        """grad_x of the norm of the residual of each sample, (B, *X) -> (B, *X)."""
+        ...
+
+    def discrepancy(self, x: Tensor) -> Tensor:
+        """Root mean square of the residual in units of the noise, (B,): about 1 where x explains y."""
+        ...
+
+    def select(self, index: Tensor) -> Self:
+        """The likelihood of the given rows of y."""
+        ...
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def _norm(r: Tensor) -> Tensor:
+    """Euclidean norm of each sample, (B, *Y) -> (B,)."""
+    return torch.linalg.vector_norm(r.flatten(1), dim=1)
+
+
+class MeasuredLikelihood:
+    """What Gaussian and Poisson likelihoods share: an operator, its measurement, selection of rows and devices.
+
+    `operator` is one of `operators` or any deepinv physics. Entries of y that the operator does not measure (hidden
+    pixels) are set to zero and never count. Raises ValueError for a y of the wrong shape or with non-finite entries.
+    """
+
+    def __init__(self, operator: Any, y: Tensor):
+        self.operator = as_operator(operator)
+        expected = self.operator.measurement_shape
+        if expected is not None and tuple(y.shape[1:]) != tuple(expected):
+            raise ValueError(f"y has shape {tuple(y.shape)}; (B, {', '.join(map(str, expected))}) is needed")
+        if not bool(torch.isfinite(y).all()):
+            bad = int((~torch.isfinite(y)).sum())
+            raise ValueError(f"y holds {bad} NaN or infinite values of {y.numel()}; remove or mask them first")
+        with torch.inference_mode(False):
+            # A clone, for y may be an inference tensor (Lightning's default), which autograd refuses.
+            self.y = self.operator.restrict(y.detach().clone())
+        self.image_shape = tuple(self.operator.image_shape_for(self.y))
+
+    @property
+    def measured(self) -> int:
+        """The number m of measured values per sample."""
+        return int(self.operator.measured)
+
+    def select(self, index: Tensor) -> Self:
+        """The likelihood of the given rows of y."""
+        chosen = copy.copy(self)
+        chosen.y = self.y if len(self.y) == 1 else self.y[index.to(self.y.device)]
+        chosen.operator = self.operator.select(index)
+        return chosen
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The same likelihood on another device or in another precision; the user's operator is left as it is."""
+        moved = copy.copy(self)
+        moved.y = self.y.to(device=device, dtype=dtype if dtype and not self.y.is_complex() else None)
+        if device is not None and device != self.y.device:
+            moved.operator = copy.deepcopy(self.operator).to(device)
+        return moved
+
+    def pullback(self, decode: Callable[[Tensor], Tensor]) -> PulledBack:
+        """The likelihood of z under x = decode(z)."""
+        return PulledBack(self, decode)  # type: ignore[arg-type]
+
+
+class GaussianLikelihood(MeasuredLikelihood):
+    """y = A(x) + N(0, sigma^2 I): log p(y | x) = -||y - A(x)||^2 / (2 sigma^2) + const.
+
+    Args:
+        operator: one of `operators`, or any deepinv physics; linear or not.
+        y: (B, *Y); B = 1 serves every image.
+        sigma: noise standard deviation in the units of y ([-1, 1] for images; 0.05 there is 0.025 in [0, 1]). 0 is
+            accepted for samplers that never divide by it; the methods that do raise ValueError.
+    """
+
+    def __init__(self, operator: Any, y: Tensor, sigma: float):
+        super().__init__(operator, y)
+        self.sigma = float(sigma)
+        if not (math.isfinite(self.sigma) and self.sigma >= 0):
+            raise ValueError(f"sigma={sigma}; a finite number >= 0 is needed (in the units of y, [-1, 1] for images)")
+
+    def _positive_sigma(self, what: str) -> float:
+        if self.sigma == 0:
+            raise ValueError(f"{what} divides by sigma^2, but sigma = 0; give the noise level of y, or use a sampler without it")
+        return self.sigma
+
+    def residual(self, x: Tensor) -> Tensor:
+        """y - A(x), (B, *Y)."""
+        return self.y - self.operator.A(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """-||y - A(x)||^2 / (2 sigma^2), (B,)."""
+        return _norm(self.residual(x)).square() / (-2 * self._positive_sigma("log_prob") ** 2)
+
+    def score(self, x: Tensor) -> Tensor:
+        """A'(x)^T (y - A(x)) / sigma^2, (B, *X)."""
+        return self._vjp(x, self.residual(x)) / self._positive_sigma("score") ** 2
+
+    def misfit_grad(self, x: Tensor) -> Tensor:
+        """grad_x ||y - A(x)|| of each sample: -A'(x)^T r / ||r||; 0 where r = 0. Does not depend on sigma."""
+        r = self.residual(x)
+        length = _norm(r).clamp_min(torch.finfo(r.dtype).tiny)
+        return self._vjp(x, r) / _per_sample(-length, x)
+
+    def discrepancy(self, x: Tensor) -> Tensor:
+        """||y - A(x)|| / (sigma sqrt(m)), (B,); with sigma = 0 the root mean square of the residual itself."""
+        return _norm(self.residual(x)) / ((self.sigma or 1.0) * math.sqrt(self.measured))
+
+    def _vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.operator.A_adjoint(v) if self.operator.linear else self.operator.A_vjp(x, v)  # type: ignore[no-any-return]
+
+    def _linear(self, what: str) -> Any:
+        if not self.operator.linear:
+            raise TypeError(f"{what} needs a linear operator; {type(self.operator).__name__} is not linear")
+        return self.operator
+
+    def prox(self, v: Tensor, rho: float) -> Tensor:
+        """argmin_x ||y - A x||^2 / (2 sigma^2) + ||x - v||^2 / (2 rho^2), (B, *X).
+
+        Closed form where the operator has one, conjugate gradients otherwise; the posterior mean under N(v, rho^2 I).
+        """
+        operator = self._linear("prox")
+        return operator.prox_l2(v, self.y, rho**2 / self._positive_sigma("prox") ** 2)  # type: ignore[no-any-return]
+
+    def sample_given(self, v: Tensor, rho: float, noise: NoiseSource) -> Tensor:
+        """A draw of p(x | y) under the prior N(v, rho^2 I), exact up to the solver's tolerance, (B, *X).
+
+        Perturbation sampling (Papandreou and Yuille, NeurIPS 2010): the prox of a perturbed centre and measurement.
+        Draws from `noise` first in the shape of x, then in the shape of y.
+        """
+        operator = self._linear("sample_given")
+        sigma = self._positive_sigma("sample_given")
+        centre = torch.add(v, noise.normal(v.shape[1:]).to(v), alpha=rho)
+        y = torch.add(self.y, noise.normal(self.y.shape[1:]).to(self.y), alpha=sigma)
+        return operator.prox_l2(centre, y, rho**2 / sigma**2)  # type: ignore[no-any-return]
+
+    def guide(self, x0: Tensor, r2: float) -> Tensor:
+        """A^T (r2 A A^T + sigma^2 I)^-1 (y - A x0), (B, *X): the score of y under N(x0, r2 I) pushed through A.
+
+        Song et al., "Pseudoinverse-guided diffusion models", ICLR 2023, equation 7. Equal to (prox(x0, sqrt(r2)) - x0)/r2.
+        """
+        return (self.prox(x0, math.sqrt(r2)) - x0) / r2
+
+
+class PoissonLikelihood(MeasuredLikelihood):
+    """y = gain * Poisson(A(u) / gain) with u = (x + 1)/2 in [0, 1]: photon counts scaled by the gain.
+
+    Args:
+        operator: as in GaussianLikelihood; it acts on the [0, 1] image u.
+        y: (B, *Y), non-negative.
+        gain: value of one photon in the units of y, > 0.
+        floor: below this many expected photons the log-likelihood is continued by its second-order Taylor polynomial,
+            which keeps it concave, twice differentiable and finite where a sampler's A(u) is zero or negative.
+    """
+
+    def __init__(self, operator: Any, y: Tensor, gain: float, floor: float = 0.1):
+        super().__init__(operator, y)
+        self.gain, self.floor = float(gain), float(floor)
+        if not (math.isfinite(self.gain) and self.gain > 0):
+            raise ValueError(f"gain={gain}; a finite number > 0 is needed (the value of one photon in the units of y)")
+        if not self.floor > 0:
+            raise ValueError(f"floor={floor}; a number of photons > 0 is needed")
+        if bool((self.y < 0).any()):
+            raise ValueError(f"y holds negative values (lowest {float(self.y.min()):g}); photon counts cannot be negative")
+
+    def _rate(self, x: Tensor) -> Tensor:
+        """Expected photons A((x + 1)/2) / gain."""
+        return self.operator.A((x + 1) / 2) / self.gain  # type: ignore[no-any-return]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """sum_i k_i log(rate_i) - rate_i with k = y / gain (the factorial is left out), (B,)."""
+        k, rate = self.y / self.gain, self._rate(x)
+        safe = rate.clamp_min(self.floor)
+        below = rate - safe
+        taylor = below * (k / safe - 1) - below.square() * k / (2 * safe.square())
+        return (torch.xlogy(k, safe) - safe + taylor).flatten(1).sum(1)
+
+    def _rate_grad(self, rate: Tensor) -> Tensor:
+        k, safe = self.y / self.gain, rate.clamp_min(self.floor)
+        return k / safe - 1 - (rate - safe) * k / safe.square()
+
+    def score(self, x: Tensor) -> Tensor:
+        """grad_x log p(y | x), (B, *X)."""
+        rate = self._rate(x)
+        return self._vjp(x, self._rate_grad(rate)) / (2 * self.gain)
+
+    def misfit_grad(self, x: Tensor) -> Tensor:
+        """grad_x of ||(y - A(u)) / sqrt(max(y, gain) gain)||, the norm of the residual in units of its noise, (B, *X).
+
+        Chung et al. 2023 (DPS), section 3.2 weigh the residual by 1/sqrt(y); here pixels without photons count as one.
+        """
+        weight = (self.y.clamp_min(self.gain) * self.gain).rsqrt()
+        r = (self.y - self._rate(x) * self.gain) * weight
+        length = _norm(r).clamp_min(torch.finfo(r.dtype).tiny)
+        return self._vjp(x, r * weight) / _per_sample(-2 * length, x)
+
+    def discrepancy(self, x: Tensor) -> Tensor:
+        """Root mean square of (y - A(u)) in units of the model's noise sqrt(gain A(u)), (B,)."""
+        rate = self._rate(x)
+        r = (self.y / self.gain - rate) / rate.clamp_min(self.floor).sqrt()
+        return _norm(self.operator.restrict(r)) / math.sqrt(self.measured)
+
+    def _vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        if self.operator.linear:
+            return self.operator.A_adjoint(v)  # type: ignore[no-any-return]
+        return self.operator.A_vjp((x + 1) / 2, v)  # type: ignore[no-any-return]
+
+
+class PulledBack:
+    """A likelihood of z through x = decode(z): what turns a pixel likelihood into a latent one.
+
+    Values are those of the inner likelihood at decode(z); gradients are pulled through decode by autograd.
+    """
+
+    def __init__(self, inner: Likelihood, decode: Callable[[Tensor], Tensor]):
+        self.inner, self.decode = inner, decode
+
+    @property
+    def y(self) -> Tensor:
+        """The measurement."""
+        return self.inner.y
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(y | decode(z)), (B,)."""
+        return self.inner.log_prob(self.decode(z))
+
+    def discrepancy(self, z: Tensor) -> Tensor:
+        """The discrepancy of decode(z), (B,)."""
+        return self.inner.discrepancy(self.decode(z))
+
+    def score(self, z: Tensor) -> Tensor:
+        """grad_z log p(y | decode(z)), (B, *Z)."""
+        return self._pull(z, self.inner.score)
+
+    def misfit_grad(self, z: Tensor) -> Tensor:
+        """grad_z of the residual's norm at decode(z), (B, *Z)."""
+        return self._pull(z, self.inner.misfit_grad)
+
+    def select(self, index: Tensor) -> PulledBack:
+        """The likelihood of the given rows of y."""
+        return PulledBack(self.inner.select(index), self.decode)
+
+    def _pull(self, z: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            x = self.decode(z)
+        (grad,) = torch.autograd.grad(x, z, gradient(x.detach()))
+        return grad

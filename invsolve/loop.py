@@ -1,0 +1,176 @@
+"""The one reverse loop that every sampler runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from invsolve.checkpoint import Checkpoint, fingerprint
+from invsolve.levels import Move
+from invsolve.memory import rows_that_fit
+from invsolve.monitor import Event, Monitor, Observer
+from invsolve.noise import Noise, Row
+from invsolve.posterior import Posterior
+from invsolve.samplers.base import Sampler
+from invsolve.schedules import Schedule, moves
+
+
+def sample(
+    sampler: Sampler,
+    target: Any,
+    schedule: Schedule,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    ids: Sequence[int | str] | None = None,
+    shape: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+    observe: Observer | None = None,
+    memory_gb: float | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 50,
+    noise_device: Literal["cpu", "device"] = "cpu",
+) -> Tensor:
+    """Draws n samples for each measurement.
+
+    Main arguments:
+        sampler: how to sample, such as DPS().
+        target: a Posterior, or a prior to sample from without a measurement.
+        schedule: which levels to walk, such as DDPM(steps=200).
+        n: samples for each image.
+        seed: root seed. The result for an image depends on (seed, its id, the sample index) and on nothing else: not on
+            the batch, its order, or how it is cut into chunks.
+        ids: one int or string for each row of y (or for each image to draw, without a measurement); range(B) by default.
+
+    Other arguments:
+        shape: of one signal, where neither measurement nor prior tells.
+        dtype: of the state; by default that of the network's weights, else of y.
+        progress: a bar with the time left and the running residual ||y - A x0_hat|| / (sigma sqrt(m)).
+        observe: called after every step with an Event.
+        memory_gb: limit on what one chunk of samples may take; by default half of what is free.
+        checkpoint: a file that makes the call resumable: finished chunks and, every `checkpoint_every` steps, the
+            running one are saved there, and a later identical call continues bit for bit. It is left in place.
+        noise_device: "cpu" draws the same numbers on every machine, "device" draws them on the accelerator.
+
+    Returns (B, n, *X) on the prior's device, in the prior's range ([-1, 1] for images), not clamped.
+    Raises ValueError for shapes, ids or levels that do not fit, and Divergence if a trajectory leaves all bounds.
+    """
+    if n < 1:
+        raise ValueError(f"n={n}; at least 1 sample is needed")
+    # Samplers need autograd: leave Lightning's inference mode, whatever the caller runs under.
+    with torch.inference_mode(False), torch.no_grad():
+        target = target if isinstance(target, Posterior) else Posterior(target)
+        signal = _signal_shape(target, shape)
+        device, dtype = _where(target, dtype)
+        if target.likelihood is not None:
+            target = Posterior(target.prior, _moved(target.likelihood, device, dtype))
+        names = _ids(target, ids)
+        rows: list[Row] = [(i, k) for i in names for k in range(n)]
+        plan = getattr(sampler, "plan", None)
+        steps = plan(schedule) if plan else moves(schedule)
+        index = torch.arange(len(names)).repeat_interleave(n)
+        chunk = rows_that_fit(target.select(index[:1]), signal, dtype, device, len(rows), memory_gb, steps[0].t)
+        store = None
+        if checkpoint is not None:
+            store = Checkpoint(
+                checkpoint, fingerprint(sampler, target, steps, seed, rows, signal, dtype, chunk), checkpoint_every
+            )
+        done: list[Tensor] = []
+        with tqdm(
+            total=len(steps) * -(-len(rows) // chunk), disable=not progress, desc=type(sampler).__name__, unit="step"
+        ) as bar:
+            for first in range(0, len(rows), chunk):
+                part = rows[first : first + chunk]
+                noise = Noise(seed, part, dtype=dtype, device=device, where=noise_device)
+                walk = _Walk(sampler, target.select(index[first : first + chunk]), steps, part, noise, observe, bar)
+                done.append(walk.run(signal, store, len(done)))
+        return torch.cat(done).unflatten(0, (len(names), n))
+
+
+class _Walk:
+    """One chunk of rows on its way through the moves."""
+
+    def __init__(
+        self, sampler: Any, target: Any, steps: list[Move], rows: list[Row], noise: Noise, observe: Observer | None, bar: Any
+    ):
+        self.sampler, self.target, self.steps, self.rows = sampler, target, steps, rows
+        self.noise, self.observe, self.bar = noise, observe, bar
+
+    def run(self, shape: tuple[int, ...], store: Checkpoint | None, number: int) -> Tensor:
+        if store is not None and (finished := store.finished(number)) is not None:
+            self.bar.update(len(self.steps))
+            return finished.to(self.noise.device)
+        x = self.noise.normal(shape) * self.steps[0].t.sigma
+        state = self.sampler.init(self.target, x)
+        first = 0
+        if store is not None and (saved := store.running(number)) is not None:
+            first, fields, self.noise.counts = saved
+            state = type(state)(**{k: v.to(self.noise.device) if isinstance(v, Tensor) else v for k, v in fields.items()})
+            self.bar.update(first)
+        monitor = Monitor(self.target, self.rows, self.bar, len(self.steps))
+        for move in self.steps[first:]:
+            state = self.sampler.step(self.target, state, move, self.noise)
+            monitor.step(move, state.x, state.x0)
+            if self.observe is not None:
+                self.observe(Event(move.index, move.total, move, state.x, state.x0, self.rows))
+            if store is not None and store.due(move):
+                store.save_running(number, move.index + 1, vars(state), self.noise.counts)
+        monitor.close()
+        result: Tensor = self.target.prior.decode(self.sampler.result(state))
+        if store is not None:
+            store.save_finished(number, result)
+        return result
+
+
+def _signal_shape(target: Posterior, shape: Sequence[int] | None) -> tuple[int, ...]:
+    known = getattr(target.likelihood, "image_shape", None) or getattr(target.prior, "image_shape", None)
+    if shape is not None and known is not None and tuple(shape) != tuple(known):
+        raise ValueError(f"shape={tuple(shape)}, but the measurement (or the prior) is for signals of shape {tuple(known)}")
+    found = tuple(shape) if shape is not None else known
+    if found is None:
+        raise ValueError("the shape of a signal is not known; pass shape=, such as shape=(3, 64, 64)")
+    check = getattr(target.prior, "image_shape_ok", None)
+    if check:
+        check(tuple(found))
+    inner = getattr(target.prior, "signal_shape", None)
+    return tuple(inner(tuple(found)) if inner else found)
+
+
+def _where(target: Posterior, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    y = getattr(target.likelihood, "y", None)
+    own = getattr(target.prior, "mean", None)
+    follows = y if y is not None else own if isinstance(own, Tensor) else torch.empty(())
+    device = getattr(target.prior, "device", None) or follows.device
+    chosen = dtype or getattr(target.prior, "dtype", None) or (torch.empty(0, dtype=follows.dtype).real.dtype)
+    return device, chosen
+
+
+def _moved(likelihood: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    move = getattr(likelihood, "to", None)
+    return move(device, dtype) if move else likelihood
+
+
+def _ids(target: Posterior, ids: Sequence[int | str] | None) -> list[int | str]:
+    y = getattr(target.likelihood, "y", None)
+    if y is None:
+        per_row = getattr(target.prior, "_per_row", False)
+        count = len(target.prior.mean) if per_row else None  # type: ignore[attr-defined]
+    else:
+        count = len(y) if len(y) > 1 else None
+    names: list[int | str] = list(range(count or 1)) if ids is None else list(ids)
+    if not names:
+        raise ValueError("ids is empty; one id for each image is needed")
+    if count is not None and len(names) != count:
+        raise ValueError(f"{len(names)} ids for {count} measurements; one id for each is needed")
+    if len(set(names)) != len(names):
+        raise ValueError(f"ids must differ, for they seed the noise; got {names}")
+    for name in names:
+        if not isinstance(name, int | str):
+            raise TypeError(f"id {name!r} is a {type(name).__name__}; an int or a string is needed")
+    return names

@@ -1,0 +1,137 @@
+"""What watches a trajectory: the event given to observers, the progress bar, and the guard against divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from invsolve.levels import Move
+from invsolve.noise import Row
+
+
+class Divergence(RuntimeError):
+    """A trajectory left the range of finite, plausible values; the message says where, and the likely cause."""
+
+
+class Event(NamedTuple):
+    """One finished step as an observer sees it. Tensors are the sampler's own: copy what is to be kept.
+
+    index of total steps (from 0), the move t -> s, the iterate x (R, *X), x0_hat (R, *X) or None, and for each row its
+    (image id, sample index).
+    """
+
+    index: int
+    total: int
+    move: Move
+    x: Tensor
+    x0_hat: Tensor | None
+    rows: Sequence[Row]
+
+
+Observer = Callable[[Event], None]
+
+
+class Trajectory:
+    """An observer that keeps x0_hat of chosen steps on the CPU, per row.
+
+    Args:
+        every: keep each `every`-th step and the last.
+        rows: which (id, sample) rows to keep; None keeps all.
+    """
+
+    def __init__(self, every: int = 1, rows: Sequence[Row] | None = None):
+        if every < 1:
+            raise ValueError(f"every={every}; at least 1 is needed")
+        self.every, self.wanted = every, None if rows is None else set(rows)
+        self.frames: dict[Row, list[tuple[Move, Tensor]]] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Keeps the step if it is due."""
+        if event.x0_hat is None or (event.index % self.every and event.index != event.total - 1):
+            return
+        for r, row in enumerate(event.rows):
+            if self.wanted is None or row in self.wanted:
+                self.frames.setdefault(row, []).append((event.move, event.x0_hat[r].detach().cpu().clone()))
+
+
+@dataclass
+class _Reading:
+    """Largest |x| and the discrepancy of each row, on their way to the host."""
+
+    move: Move
+    values: Tensor
+    event: Any
+
+
+class Monitor:
+    """Reads the state every few steps without stalling the device, refreshes the bar, and stops diverging runs.
+
+    On CUDA the reading of one refresh is copied asynchronously and looked at in the next, so no step waits for it.
+    """
+
+    def __init__(self, target: Any, rows: Sequence[Row], bar: Any, steps: int, refreshes: int = 20):
+        self.target, self.rows, self.bar = target, rows, bar
+        self.every = max(1, steps // refreshes)
+        self._pending: _Reading | None = None
+
+    def step(self, move: Move, x: Tensor, x0: Tensor | None) -> None:
+        """To be called after every step. Raises Divergence."""
+        if self.bar is not None:
+            self.bar.update(1)
+        if move.index % self.every and move.index != move.total - 1:
+            return
+        largest = x.flatten(1).abs().amax(1)
+        likelihood = getattr(self.target, "likelihood", None)
+        misfit = likelihood.discrepancy(x0) if likelihood is not None and x0 is not None else torch.zeros_like(largest)
+        values = torch.stack([largest, misfit.to(largest)])
+        previous, self._pending = self._pending, self._send(move, values)
+        if previous is not None:
+            self._read(previous)
+        if move.index == move.total - 1 or self._pending.event is None:
+            self.close()
+
+    def close(self) -> None:
+        """Reads what is still under way."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            if pending.event is not None:
+                pending.event.synchronize()
+            self._read(pending)
+
+    @staticmethod
+    def _send(move: Move, values: Tensor) -> _Reading:
+        if values.device.type != "cuda":
+            return _Reading(move, values, None)
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return _Reading(move, host, event)
+
+    def _read(self, reading: _Reading) -> None:
+        if reading.event is not None and not reading.event.query():
+            reading.event.synchronize()
+        largest, misfit = (v.tolist() for v in reading.values)
+        if self.bar is not None and self.target.likelihood is not None:
+            self.bar.set_postfix_str(f"residual {sum(misfit) / len(misfit):.2f}", refresh=False)
+        limit = 1e4 * max(reading.move.s.scale, reading.move.t.scale)
+        for r, (size, off) in enumerate(zip(largest, misfit, strict=True)):
+            if not size <= limit or off != off:
+                raise Divergence(self._message(reading.move, r, size, off))
+
+    def _message(self, move: Move, r: int, size: float, off: float) -> str:
+        image, k = self.rows[r]
+        where = f"image {image!r}, sample {k}: step {move.index + 1} of {move.total}, level alpha={move.t.alpha:.4g} sigma={move.t.sigma:.4g}"
+        if off == off and off > 10:
+            cause = "the residual is far above the noise: the guidance step is probably too large (lower zeta)"
+        elif getattr(self.target.prior, "precision", "float32") != "float32":
+            cause = "the network runs in reduced precision; try precision=float32"
+        else:
+            cause = (
+                "the guidance step may be too large (lower zeta), or the schedule may leave the levels the prior was trained on"
+            )
+        return f"diverged at {where}: largest |x| is {size:.3g}. Likely cause: {cause}"

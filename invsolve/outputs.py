@@ -1,0 +1,166 @@
+"""The output folder of a run, written so that a run killed at any moment continues where it was.
+
+    config.yaml               the resolved configuration; `invsolve run FOLDER/config.yaml` is the same run
+    manifest.json             versions, device, seed, sha256 of the weights, and per id: input, time, network calls
+    metrics.csv               id, sample, metric, value (sample is an index, or `mean` for the mean of the samples)
+    arrays/<id>.npz           y, x (where known), samples (n, C, H, W) in [-1, 1], mean, std
+    images/<id>/panel.png     what a person looks at first; also sample_<k>.png, and trajectory.gif on request
+
+Every file is written beside its place and then moved there, and the npz last: an id is finished if its npz exists.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from invsolve.config import Config, difference, show
+from invsolve.schema import ConfigError
+
+
+class Row(NamedTuple):
+    """One line of metrics.csv."""
+
+    id: str
+    sample: str
+    metric: str
+    value: float
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """The folder of one configuration; `open` creates it or goes on with it."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], rows: list[Row]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.rows = rows
+
+    @classmethod
+    def open(cls, config: Config) -> RunFolder:
+        """The folder ``config.settings.out``.
+
+        Raises ConfigError where it holds a run with another configuration, or files that are no run; nothing is touched
+        then.
+        """
+        path = Path(str(config.settings.out)).expanduser()
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"out = {path}: is a file; choose another folder with out=...")
+        if (path / "config.yaml").is_file():
+            _refuse_another(path, config)
+            return cls(path, _read_manifest(path), _read_rows(path))
+        strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] if path.is_dir() else []
+        if strangers:
+            raise ConfigError(
+                f"out = {path}: the folder holds {strangers[0]} but no config.yaml, so it is no run; choose another with out=..."
+            )
+        with replacing(path / "config.yaml") as temporary:
+            temporary.write_text(show(config), encoding="utf-8")
+        return cls(path, {}, [])
+
+    def array_file(self, id: str) -> Path:
+        """Where the arrays of an id stand."""
+        return self.path / "arrays" / f"{id}.npz"
+
+    def image_folder(self, id: str) -> Path:
+        """Where the pictures of an id stand."""
+        return self.path / "images" / id
+
+    def finished(self, ids: Iterable[str]) -> list[str]:
+        """Those of ``ids`` whose results are complete."""
+        return [id for id in ids if self.array_file(id).is_file()]
+
+    def describe(self, **facts: Any) -> None:
+        """Sets facts about the whole run in the manifest."""
+        self.manifest.update(facts)
+        self._write_manifest()
+
+    def fact(self, id: str, key: str) -> Any:
+        """What the manifest says about an id, or None."""
+        return self.manifest.get("images", {}).get(id, {}).get(key)
+
+    def fail(self, id: str, message: str) -> None:
+        """Records that an id could not be sampled."""
+        self.manifest.setdefault("failed", {})[id] = message
+        self._write_manifest()
+
+    def finish(self, id: str, arrays: Mapping[str, NDArray[Any]], rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
+        """Writes metrics, manifest and arrays of one id, whose pictures are already there."""
+        self.rows = [row for row in self.rows if row.id != id] + list(rows)
+        self._write_rows()
+        self.manifest.setdefault("images", {})[id] = dict(facts)
+        self.manifest.get("failed", {}).pop(id, None)
+        self._write_manifest()
+        with replacing(self.array_file(id)) as temporary:
+            np.savez_compressed(temporary, allow_pickle=False, **arrays)
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        self.manifest["finished"] = self.finished(self.manifest.get("images", {}))
+        with replacing(self.path / "manifest.json") as temporary:
+            temporary.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
+
+    def _write_rows(self) -> None:
+        with replacing(self.path / "metrics.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(Row._fields)
+            writer.writerows([*row[:3], f"{row.value:.6g}"] for row in self.rows)
+
+
+def mean_of(rows: Iterable[Row], metric: str, of_mean: bool) -> float | None:
+    """The average of a metric over ids: of the posterior means, or of the single samples; None where there is none."""
+    values = [row.value for row in rows if row.metric == metric and (row.sample == "mean") == of_mean]
+    return float(np.mean(values)) if values else None
+
+
+def _refuse_another(path: Path, config: Config) -> None:
+    try:
+        stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path / 'config.yaml'} cannot be read; choose another folder with out=...") from error
+    # Both sides pass through YAML, so that what it cannot tell apart (a tuple and a list) does not count.
+    differs = difference(stored or {}, yaml.safe_load(show(config)))
+    if differs:
+        key, old, new = differs
+        raise ConfigError(
+            f"out = {path}: holds a run with {key} = {old}, and this one has {new}; choose another folder with out=..."
+        )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / "manifest.json"
+    if not file.is_file():
+        return {}
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file} is damaged ({error}); choose another folder with out=...") from error
+    return dict(stored)
+
+
+def _read_rows(path: Path) -> list[Row]:
+    file = path / "metrics.csv"
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as opened:
+        return [Row(line["id"], line["sample"], line["metric"], float(line["value"])) for line in csv.DictReader(opened)]

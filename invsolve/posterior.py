@@ -1,0 +1,68 @@
+"""The posterior p(x | y) of a prior and a likelihood, and its closed form where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invsolve.likelihoods import GaussianLikelihood
+from invsolve.priors.analytic import GaussianMixturePrior, GaussianPrior, StationaryGaussianPrior
+from invsolve.priors.base import Prior
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """p(x | y) proportional to prior(x) * likelihood(y | x); without a likelihood, the prior itself."""
+
+    prior: Prior
+    likelihood: Any = None
+
+    def select(self, index: Tensor) -> Posterior:
+        """The posterior of the given rows of y (and of the prior, where it differs from row to row)."""
+        choose = getattr(self.prior, "select", None)
+        prior = choose(index) if choose else self.prior
+        return replace(self, prior=prior, likelihood=self.likelihood.select(index) if self.likelihood is not None else None)
+
+    def exact(self) -> GaussianPrior | GaussianMixturePrior:
+        """The exact posterior under a Gaussian or mixture prior and a linear Gaussian likelihood.
+
+        It is again a Gaussian (mixture), with `.mean`, `.cov`, `.draw(n, seed)`, `.weights`, `.means`, `.covs`, and it is
+        itself a prior whose denoiser is that of the posterior. Means and weights have a row for each row of y. Computed in
+        the dtype of the prior (float64 is meant). Raises TypeError for any other posterior and ValueError if sigma = 0.
+        """
+        prior, likelihood = self.prior, self.likelihood
+        if isinstance(prior, StationaryGaussianPrior):
+            prior = prior.dense()
+        if not isinstance(prior, GaussianMixturePrior):
+            raise TypeError(f"exact() needs a Gaussian or a Gaussian mixture prior, not {type(prior).__name__}")
+        if not isinstance(likelihood, GaussianLikelihood) or not likelihood.operator.linear:
+            raise TypeError("exact() needs a Gaussian likelihood with a linear operator")
+        if likelihood.sigma == 0:
+            raise ValueError("exact() divides by sigma^2, but sigma = 0")
+        if prior._per_row:
+            raise TypeError("exact() needs one prior for all rows; this one differs from row to row")
+        means, covs = prior._means[0], prior.covs
+        shape = prior.image_shape or ()
+        n = means.shape[1]
+        unit = torch.eye(n, dtype=means.dtype, device=means.device).reshape(n, *shape)
+        A = likelihood.operator.A(unit).reshape(n, -1).mT
+        y = likelihood.y.to(means).flatten(1)
+        identity = torch.eye(len(A), dtype=A.dtype, device=A.device)
+        S = A @ covs @ A.mT + likelihood.sigma**2 * identity
+        root = torch.linalg.cholesky(S)
+        gain = torch.cholesky_solve(A @ covs, root).mT
+        innovation = y[:, None] - means @ A.mT
+        posterior_means = means + torch.einsum("kij,bkj->bki", gain, innovation)
+        # Joseph's form: symmetric and positive semi-definite whatever the rounding.
+        keep = torch.eye(n, dtype=A.dtype, device=A.device) - gain @ A
+        posterior_covs = keep @ covs @ keep.mT + likelihood.sigma**2 * gain @ gain.mT
+        posterior_covs = (posterior_covs + posterior_covs.mT) / 2
+        if isinstance(prior, GaussianPrior):
+            return GaussianPrior(posterior_means[:, 0].unflatten(-1, shape), posterior_covs[0], shape)
+        white = torch.linalg.solve_triangular(root, innovation.permute(1, 2, 0), upper=False)
+        log_evidence = -0.5 * white.square().sum(1).mT - torch.linalg.diagonal(root).log().sum(-1)
+        weights = torch.softmax(prior._weights.log() + log_evidence, dim=1)
+        return GaussianMixturePrior(weights, posterior_means.unflatten(-1, shape), posterior_covs, shape)

@@ -1,0 +1,187 @@
+"""A diffusion network as a prior: any noise level in, posterior mean out.
+
+The network's own training table (a discrete list of sigma/alpha against network time) is private to this module. A level
+is brought to the network by scaling x and interpolating the table in log(sigma/alpha), exact on the training grid.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from invsolve.levels import Level
+from invsolve.priors.base import PixelPrior
+
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+
+
+@dataclass
+class Calls:
+    """How often the network ran; reading it never touches the device."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingTable:
+    """Network time against noise level, on the grid the network was trained on.
+
+    Args:
+        log_ratios: log(sigma/alpha) at each time, increasing.
+        times: the network's time at each, increasing.
+        path: "vp" if the network expects alpha^2 + sigma^2 = 1, "flow" if alpha + sigma = 1, "ve" if alpha = 1.
+    """
+
+    log_ratios: tuple[float, ...]
+    times: tuple[float, ...]
+    path: Literal["vp", "flow", "ve"] = "vp"
+
+    @staticmethod
+    def from_alpha_bars(alpha_bars: Sequence[float]) -> TrainingTable:
+        """The table of a DDPM-like network with times 0 .. T-1."""
+        return TrainingTable(tuple(0.5 * math.log((1 - a) / a) for a in alpha_bars), tuple(map(float, range(len(alpha_bars)))))
+
+    @staticmethod
+    def flow(train_steps: int = 1000) -> TrainingTable:
+        """The table of a rectified-flow network whose time is train_steps times sigma."""
+        sigmas = [(i + 1) / train_steps for i in range(train_steps - 1)]
+        return TrainingTable(tuple(math.log(s / (1 - s)) for s in sigmas), tuple(train_steps * s for s in sigmas), "flow")
+
+    def time(self, t: Level) -> float:
+        """The network time of a level, linear in log(sigma/alpha) between grid points, held constant beyond the ends."""
+        wanted = math.log(t.ratio)
+        k = bisect.bisect_left(self.log_ratios, wanted)
+        if k == 0:
+            return self.times[0]
+        if k == len(self.times):
+            return self.times[-1]
+        lo, hi = self.log_ratios[k - 1], self.log_ratios[k]
+        return self.times[k - 1] + (wanted - lo) / (hi - lo) * (self.times[k] - self.times[k - 1])
+
+    def inside(self, t: Level) -> Level:
+        """The same noise level on the network's own path."""
+        scale = {"vp": t.scale, "flow": t.alpha + t.sigma, "ve": t.alpha}[self.path]
+        return Level(t.alpha / scale, t.sigma / scale)
+
+
+class NetworkPrior(PixelPrior):
+    """A denoising network behind the `Prior` protocol.
+
+    Args:
+        network: a module called as network(x, time) -> tensor, x (B, C, H, W) on the network's path, time (B,).
+        table: its training table.
+        prediction: what its output is: "epsilon" (the noise), "v_prediction" (alpha z - sigma x_0), "sample" (x_0), or
+            "flow" (the velocity z - x_0). A network with twice as many output as input channels has a learned variance.
+        channels: of the image.
+        multiple: what the sides of an image must be divisible by.
+        precision: "float32", or "bf16" for autocast inside the network (its output is float32 either way).
+        channels_last, compile: memory layout, and torch.compile of the network.
+
+    Images live in [-1, 1]. The network is frozen and put into evaluation mode.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        table: TrainingTable,
+        prediction: Prediction = "epsilon",
+        *,
+        channels: int = 3,
+        multiple: int = 1,
+        precision: Literal["float32", "bf16"] = "float32",
+        channels_last: bool = False,
+        compile: bool = False,
+        call: Callable[[Any, Tensor, Tensor], Tensor] | None = None,
+    ):
+        if prediction not in ("epsilon", "v_prediction", "sample", "flow"):
+            raise ValueError(f"prediction={prediction!r}; one of epsilon, v_prediction, sample, flow is needed")
+        if precision not in ("float32", "bf16"):
+            raise ValueError(f"precision={precision!r}; 'float32' or 'bf16' is needed")
+        if prediction == "v_prediction" and table.path != "vp":
+            raise ValueError(f"prediction='v_prediction' is defined for a 'vp' table, not for {table.path!r}")
+        self.network = network.eval().requires_grad_(False)
+        if channels_last:
+            self.network = self.network.to(memory_format=torch.channels_last)
+        self.table, self.prediction, self.channels, self.multiple = table, prediction, channels, multiple
+        self.precision, self.channels_last = precision, channels_last
+        self.calls = Calls()
+        self.card: dict[str, Any] = {}
+        self.weights_sha256 = ""
+        self._run = torch.compile(self.network) if compile else self.network
+        self._call = call or (lambda net, x, time: net(x, time))
+        self._time = lru_cache(maxsize=4096)(table.time)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's weights lie."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the network's weights."""
+        return next(self.network.parameters()).dtype
+
+    def to(self, device: torch.device | str) -> NetworkPrior:
+        """Moves the network, and returns the prior."""
+        self.network.to(device)
+        return self
+
+    def image_shape_ok(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless shape is (channels, H, W) with both sides multiples of `multiple`."""
+        if len(shape) != 3 or shape[0] != self.channels:
+            raise ValueError(f"this prior takes images of shape ({self.channels}, H, W), not {tuple(shape)}")
+        for side in shape[1:]:
+            if side % self.multiple or side < 1:
+                below = side // self.multiple * self.multiple
+                near = f"{below} or {below + self.multiple}" if below else f"{self.multiple}"
+                raise ValueError(f"this prior takes sides that are multiples of {self.multiple}; {side} is not (try {near})")
+
+    def denoise(self, x: Tensor, t: Level) -> Tensor:
+        """E[x_0 | x_t = x], (B, C, H, W) -> (B, C, H, W); not clamped."""
+        return self.denoise_with_variance(x, t)[0]
+
+    def denoise_with_variance(self, x: Tensor, t: Level) -> tuple[Tensor, Tensor | None]:
+        """The posterior mean, and the raw learned-variance channels where the network has them."""
+        inner = self.table.inside(t)
+        x = x if inner == t else x * (inner.alpha / t.alpha)
+        out, fraction = self._forward(x, self._time(t))
+        a, s = inner
+        if self.prediction == "epsilon":
+            return torch.sub(x / a, out, alpha=s / a), fraction
+        if self.prediction == "v_prediction":
+            return torch.sub(x * a, out, alpha=s), fraction
+        if self.prediction == "flow":
+            return torch.sub(x, out, alpha=s) / (a + s), fraction
+        return out, fraction
+
+    def _forward(self, x: Tensor, time: float) -> tuple[Tensor, Tensor | None]:
+        self.calls.forward += 1
+        if x.requires_grad:
+            x.register_hook(self._count_backward)
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        steps = torch.full((x.shape[0],), time, dtype=torch.float32, device=x.device)
+        if self.precision == "bf16":
+            with torch.autocast(x.device.type, torch.bfloat16):
+                out = self._call(self._run, x, steps).to(x.dtype)
+        else:
+            out = self._call(self._run, x, steps)
+        if out.shape[1] == 2 * x.shape[1]:
+            mean, fraction = out.chunk(2, dim=1)
+            return mean, fraction
+        if out.shape != x.shape:
+            raise ValueError(
+                f"the network maps {tuple(x.shape)} to {tuple(out.shape)}; the same shape (or twice the channels) is needed"
+            )
+        return out, None
+
+    def _count_backward(self, grad: Tensor) -> None:
+        self.calls.backward += 1

@@ -1,0 +1,39 @@
+"""The linearized denoiser that every guided sampler is built on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from invsolve.levels import Level
+
+
+class Linearized(NamedTuple):
+    """A prior at one point: the posterior mean, its vector-Jacobian product, and the learned variance if there is one.
+
+    `pull(v)` is J^T v with J = d x0_hat / d x, row by row, and may be called once.
+    """
+
+    x0: Tensor
+    pull: Callable[[Tensor], Tensor]
+    fraction: Tensor | None
+
+
+def linearize(prior: Any, x: Tensor, t: Level) -> Linearized:
+    """One forward pass of the prior at x (B, *X), which keeps what `pull` needs.
+
+    x0 and fraction are detached; the graph is freed by the first `pull`.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        with_variance = getattr(prior, "denoise_with_variance", None)
+        x0, fraction = with_variance(x, t) if with_variance else (prior.denoise(x, t), None)
+
+    def pull(v: Tensor) -> Tensor:
+        (grad,) = torch.autograd.grad(x0, x, v)
+        return grad
+
+    return Linearized(x0.detach(), pull, None if fraction is None else fraction.detach())

@@ -1,0 +1,52 @@
+"""What a sampler is: a frozen dataclass of settings with `init`, `step` and `result` over an explicit state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from invsolve.levels import Move
+from invsolve.noise import NoiseSource
+
+
+@dataclass(frozen=True)
+class State:
+    """The iterate x (B, *X) of a trajectory, and the estimate x0_hat of the clean image that led to it.
+
+    A sampler that must remember more derives its own state; fields are tensors, numbers, tuples of numbers or None, so
+    that a half-finished trajectory can be saved.
+    """
+
+    x: Tensor
+    x0: Tensor | None = None
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A method that draws from a posterior by walking a schedule."""
+
+    def init(self, target: Any, x: Tensor) -> Any:
+        """The state before the first move; x is noise at the first level, (B, *X)."""
+        ...
+
+    def step(self, target: Any, state: Any, move: Move, noise: NoiseSource) -> Any:
+        """The state after one reverse move."""
+        ...
+
+    def result(self, state: Any) -> Tensor:
+        """The draw (B, *X) once the last move is done."""
+        ...
+
+
+class Stateless:
+    """`init` and `result` of samplers whose state is the iterate alone."""
+
+    def init(self, target: Any, x: Tensor) -> State:
+        """The iterate."""
+        return State(x)
+
+    def result(self, state: State) -> Tensor:
+        """The last iterate."""
+        return state.x

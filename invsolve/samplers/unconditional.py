@@ -1,0 +1,89 @@
+"""Draws from the prior alone, or from any distribution whose denoiser is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from invsolve import kernels
+from invsolve.levels import Level, Move
+from invsolve.noise import NoiseSource
+from invsolve.samplers.base import State
+
+
+@dataclass(frozen=True)
+class Remembered(State):
+    """The iterate, and the posterior mean of the step before with its level (for the two-step kernel)."""
+
+    before: Tensor | None = None
+    level: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Unconditional:
+    """The plain reverse process; the likelihood, if there is one, is not used.
+
+    Args:
+        kernel: "ancestral" (DDPM), "ddim" (with `eta`), "euler" (probability-flow ODE), "heun" (the same, second order,
+            two network calls a step) or "dpmpp_2m" (DPM-Solver++ 2M, second order, one call). Sources in `kernels`.
+        variance: of "ancestral": "posterior" (fixed-small), "upper" (fixed-large), or "learned" by the network.
+        eta: of "ddim": 0 deterministic, 1 ancestral.
+    """
+
+    kernel: Literal["ancestral", "ddim", "euler", "heun", "dpmpp_2m"] = "ancestral"
+    variance: Literal["posterior", "upper", "learned"] = "posterior"
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kernel not in ("ancestral", "ddim", "euler", "heun", "dpmpp_2m"):
+            raise ValueError(f"kernel={self.kernel!r}; one of ancestral, ddim, euler, heun, dpmpp_2m is needed")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta={self.eta}; a number in [0, 1] is needed")
+
+    def init(self, target: Any, x: Tensor) -> Remembered:
+        """The iterate, with nothing to remember."""
+        return Remembered(x)
+
+    def step(self, target: Any, state: Remembered, move: Move, noise: NoiseSource) -> Remembered:
+        """One move of the chosen kernel."""
+        prior, x = target.prior, state.x
+        if self.kernel == "ancestral":
+            x0, x = ancestral_step(prior, x, move, noise, self.variance)
+            return Remembered(x, x0)
+        x0 = prior.denoise(x, move.t)
+        if self.kernel == "ddim":
+            z = noise.normal(x.shape[1:]) if self.eta else None
+            return Remembered(kernels.ddim(x, x0, move, z, self.eta), x0)
+        if self.kernel == "dpmpp_2m":
+            better = x0
+            if state.before is not None and state.level is not None:
+                better = kernels.multistep(x0, state.before, move, Level(*state.level))
+            return Remembered(kernels.ddim(x, better, move), x0, x0, tuple(move.t))
+        x_s = kernels.euler(x, x0, move)
+        if self.kernel == "heun" and not move.last:
+            x_s = kernels.heun(x, x0, x_s, prior.denoise(x_s, move.s), move)
+        return Remembered(x_s, x0)
+
+    def result(self, state: Remembered) -> Tensor:
+        """The last iterate."""
+        return state.x
+
+
+def ancestral_step(prior: Any, x: Tensor, move: Move, noise: NoiseSource, variance: str) -> tuple[Tensor, Tensor]:
+    """(x0_hat, x_s) of one ancestral step from the prior's own denoiser."""
+    x0, fraction = prior.denoise_with_variance(x, move.t) if variance == "learned" else (prior.denoise(x, move.t), None)
+    return x0, kernels.ancestral(x, x0, move, noise.normal(x.shape[1:]), choose_variance(variance, fraction))
+
+
+def choose_variance(variance: str, fraction: Tensor | None) -> Any:
+    """The argument of kernels.ancestral that a setting stands for. "auto" is learned where the network has it.
+
+    Raises ValueError if "learned" is asked of a prior that has none.
+    """
+    if variance == "learned" and fraction is None:
+        raise ValueError("variance='learned', but this prior's network has no learned variance; choose 'posterior' or 'upper'")
+    if variance == "auto":
+        return "posterior" if fraction is None else fraction
+    return fraction if variance == "learned" else variance
