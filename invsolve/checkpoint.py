@@ -52,14 +52,12 @@ class Checkpoint:
             held = torch.load(self.path, map_location="cpu", weights_only=True)
             differing = [k for k, v in identity.items() if held.get("identity", {}).get(k) != v]
             if differing:
-                raise ValueError(
-                    f"{self.path} belongs to another run: {', '.join(differing)} differ; choose another file or delete it"
-                )
+                raise ValueError(f"{self.path} belongs to another run: {', '.join(differing)} differ; choose another file or delete it")
             self.content = held
 
     def finished(self, number: int) -> Tensor | None:
         """The result of a chunk, if it is done."""
-        return self.content["finished"].get(number)  # type: ignore[no-any-return]
+        return self.content["finished"].get(number)
 
     def running(self, number: int) -> tuple[int, dict[str, Any], dict[tuple[int, ...], int]] | None:
         """(next step, fields of the state, noise counters) of a chunk, if it is under way."""

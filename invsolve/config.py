@@ -218,9 +218,7 @@ def _merge(tree: dict[str, Any], values: list[str]) -> dict[str, Any]:
         key = text.partition("=")[0]
         top, *rest = key.split(".")
         if len(rest) > 1 or (rest and top not in tables.SECTIONS):
-            raise ConfigError(
-                f"unknown key {key}; keys have the form section.key, with section one of {', '.join(tables.SECTIONS)}"
-            )
+            raise ConfigError(f"unknown key {key}; keys have the form section.key, with section one of {', '.join(tables.SECTIONS)}")
     try:
         merged = OmegaConf.to_container(OmegaConf.merge(tree, OmegaConf.from_dotlist(values)), resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException) as error:

@@ -88,9 +88,7 @@ class Images:
         twice = [stem for stem, count in Counter(path.stem for path in chosen).items() if count > 1]
         if twice:
             both = ", ".join(str(path) for path in chosen if path.stem == twice[0])
-            raise ConfigError(
-                f"data.root = {self.root}: the id {twice[0]!r} would stand for {both}; rename one, or use data.indices"
-            )
+            raise ConfigError(f"data.root = {self.root}: the id {twice[0]!r} would stand for {both}; rename one, or use data.indices")
         return [Item(path.stem, path, self._shape(path), False, _Loader(self, path)) for path in chosen]
 
     def _shape(self, path: Path) -> tuple[int, int, int]:
@@ -108,9 +106,7 @@ class Images:
         top, left = self.origin or (0, 0)
         if self.fit == "crop" and (min(top, left) < 0 or top + h > height or left + w > width):
             at = f" at origin [{top}, {left}]" if self.origin else ""
-            raise ConfigError(
-                f"data.size = {self.size}: a {h} x {w} crop{at} does not fit into {path.name}, which is {height} x {width}"
-            )
+            raise ConfigError(f"data.size = {self.size}: a {h} x {w} crop{at} does not fit into {path.name}, which is {height} x {width}")
         return 3, h, w
 
     def read(self, path: Path) -> Array:
@@ -220,9 +216,7 @@ def _files(root: str) -> list[Path]:
             return files
         if found:
             raise ConfigError(f"data.root = {root}: no images there; the suffixes known are {', '.join(SUFFIXES)}")
-    raise ConfigError(
-        f"data.root = {root}: no such file or folder, and no glob that matches (looked in {Path.cwd()} and the shipped data)"
-    )
+    raise ConfigError(f"data.root = {root}: no such file or folder, and no glob that matches (looked in {Path.cwd()} and the shipped data)")
 
 
 def _pick(indices: str | int | Sequence[int] | None, count: int | None) -> list[int]:
@@ -230,9 +224,7 @@ def _pick(indices: str | int | Sequence[int] | None, count: int | None) -> list[
     if indices is None:
         return list(range(count or 0))
     picked: list[int] = []
-    parts = (
-        indices.split(",") if isinstance(indices, str) else [str(i) for i in ([indices] if isinstance(indices, int) else indices)]
-    )
+    parts = indices.split(",") if isinstance(indices, str) else [str(i) for i in ([indices] if isinstance(indices, int) else indices)]
     for part in parts:
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
@@ -255,9 +247,7 @@ def _planes(image: Image.Image, path: Path, alpha: str) -> Array:
         return _eight_bit(image, path, alpha)
     if not (grey.min() >= 0 and grey.max() <= 1):
         scale = 65535 if image.mode.startswith("I") else 1
-        raise ConfigError(
-            f"{path}: grey values from {grey.min() * scale:g} to {grey.max() * scale:g}; they must lie in [0, {scale}]"
-        )
+        raise ConfigError(f"{path}: grey values from {grey.min() * scale:g} to {grey.max() * scale:g}; they must lie in [0, {scale}]")
     return np.repeat(grey[None], 3, axis=0)
 
 
@@ -266,9 +256,7 @@ def _eight_bit(image: Image.Image, path: Path, alpha: str) -> Array:
         rgba = image.convert("RGBA")
         if rgba.getchannel("A").getextrema() != (255, 255):
             if alpha == "refuse":
-                raise ConfigError(
-                    f"{path} has transparent pixels; say what is behind them with data.alpha=white or data.alpha=black"
-                )
+                raise ConfigError(f"{path} has transparent pixels; say what is behind them with data.alpha=white or data.alpha=black")
             rgba = Image.alpha_composite(Image.new("RGBA", image.size, alpha), rgba)
         image = rgba
     if image.mode not in ("1", "L", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LA", "PA"):

@@ -142,7 +142,7 @@ class GaussianLikelihood(MeasuredLikelihood):
         return _norm(self.residual(x)) / ((self.sigma or 1.0) * math.sqrt(self.measured))
 
     def _vjp(self, x: Tensor, v: Tensor) -> Tensor:
-        return self.operator.A_adjoint(v) if self.operator.linear else self.operator.A_vjp(x, v)  # type: ignore[no-any-return]
+        return self.operator.A_adjoint(v) if self.operator.linear else self.operator.A_vjp(x, v)
 
     def _linear(self, what: str) -> Any:
         if not self.operator.linear:
@@ -155,7 +155,7 @@ class GaussianLikelihood(MeasuredLikelihood):
         Closed form where the operator has one, conjugate gradients otherwise; the posterior mean under N(v, rho^2 I).
         """
         operator = self._linear("prox")
-        return operator.prox_l2(v, self.y, rho**2 / self._positive_sigma("prox") ** 2)  # type: ignore[no-any-return]
+        return operator.prox_l2(v, self.y, rho**2 / self._positive_sigma("prox") ** 2)
 
     def sample_given(self, v: Tensor, rho: float, noise: NoiseSource) -> Tensor:
         """A draw of p(x | y) under the prior N(v, rho^2 I), exact up to the solver's tolerance, (B, *X).
@@ -167,7 +167,7 @@ class GaussianLikelihood(MeasuredLikelihood):
         sigma = self._positive_sigma("sample_given")
         centre = torch.add(v, noise.normal(v.shape[1:]).to(v), alpha=rho)
         y = torch.add(self.y, noise.normal(self.y.shape[1:]).to(self.y), alpha=sigma)
-        return operator.prox_l2(centre, y, rho**2 / sigma**2)  # type: ignore[no-any-return]
+        return operator.prox_l2(centre, y, rho**2 / sigma**2)
 
     def guide(self, x0: Tensor, r2: float) -> Tensor:
         """A^T (r2 A A^T + sigma^2 I)^-1 (y - A x0), (B, *X): the score of y under N(x0, r2 I) pushed through A.
@@ -200,7 +200,7 @@ class PoissonLikelihood(MeasuredLikelihood):
 
     def _rate(self, x: Tensor) -> Tensor:
         """Expected photons A((x + 1)/2) / gain."""
-        return self.operator.A((x + 1) / 2) / self.gain  # type: ignore[no-any-return]
+        return self.operator.A((x + 1) / 2) / self.gain
 
     def log_prob(self, x: Tensor) -> Tensor:
         """sum_i k_i log(rate_i) - rate_i with k = y / gain (the factorial is left out), (B,)."""
@@ -237,8 +237,8 @@ class PoissonLikelihood(MeasuredLikelihood):
 
     def _vjp(self, x: Tensor, v: Tensor) -> Tensor:
         if self.operator.linear:
-            return self.operator.A_adjoint(v)  # type: ignore[no-any-return]
-        return self.operator.A_vjp((x + 1) / 2, v)  # type: ignore[no-any-return]
+            return self.operator.A_adjoint(v)
+        return self.operator.A_vjp((x + 1) / 2, v)
 
 
 class PulledBack:

@@ -78,13 +78,9 @@ def sample(
         chunk = rows_that_fit(target.select(index[:1]), signal, dtype, device, len(rows), memory_gb, steps[0].t)
         store = None
         if checkpoint is not None:
-            store = Checkpoint(
-                checkpoint, fingerprint(sampler, target, steps, seed, rows, signal, dtype, chunk), checkpoint_every
-            )
+            store = Checkpoint(checkpoint, fingerprint(sampler, target, steps, seed, rows, signal, dtype, chunk), checkpoint_every)
         done: list[Tensor] = []
-        with tqdm(
-            total=len(steps) * -(-len(rows) // chunk), disable=not progress, desc=type(sampler).__name__, unit="step"
-        ) as bar:
+        with tqdm(total=len(steps) * -(-len(rows) // chunk), disable=not progress, desc=type(sampler).__name__, unit="step") as bar:
             for first in range(0, len(rows), chunk):
                 part = rows[first : first + chunk]
                 noise = Noise(seed, part, dtype=dtype, device=device, where=noise_device)
@@ -96,9 +92,7 @@ def sample(
 class _Walk:
     """One chunk of rows on its way through the moves."""
 
-    def __init__(
-        self, sampler: Any, target: Any, steps: list[Move], rows: list[Row], noise: Noise, observe: Observer | None, bar: Any
-    ):
+    def __init__(self, sampler: Any, target: Any, steps: list[Move], rows: list[Row], noise: Noise, observe: Observer | None, bar: Any):
         self.sampler, self.target, self.steps, self.rows = sampler, target, steps, rows
         self.noise, self.observe, self.bar = noise, observe, bar
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ class Divergence(RuntimeError):
     """A trajectory left the range of finite, plausible values; the message says where, and the likely cause."""
 
 
-class Event(NamedTuple):
+@dataclass(frozen=True)
+class Event:
     """One finished step as an observer sees it. Tensors are the sampler's own: copy what is to be kept.
 
     index of total steps (from 0), the move t -> s, the iterate x (R, *X), x0_hat (R, *X) or None, and for each row its
@@ -125,13 +126,12 @@ class Monitor:
 
     def _message(self, move: Move, r: int, size: float, off: float) -> str:
         image, k = self.rows[r]
-        where = f"image {image!r}, sample {k}: step {move.index + 1} of {move.total}, level alpha={move.t.alpha:.4g} sigma={move.t.sigma:.4g}"
+        level = f"level alpha={move.t.alpha:.4g} sigma={move.t.sigma:.4g}"
+        where = f"image {image!r}, sample {k}: step {move.index + 1} of {move.total}, {level}"
         if off == off and off > 10:
             cause = "the residual is far above the noise: the guidance step is probably too large (lower zeta)"
         elif getattr(self.target.prior, "precision", "float32") != "float32":
             cause = "the network runs in reduced precision; try precision=float32"
         else:
-            cause = (
-                "the guidance step may be too large (lower zeta), or the schedule may leave the levels the prior was trained on"
-            )
+            cause = "the guidance step may be too large (lower zeta), or the schedule may leave the levels the prior was trained on"
         return f"diverged at {where}: largest |x| is {size:.3g}. Likely cause: {cause}"

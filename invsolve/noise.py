@@ -37,7 +37,7 @@ class Noise:
         dtype, device: of the numbers handed out.
         where: "cpu" (the same numbers on every machine) or "device" (faster for large images on an accelerator;
             the numbers then depend on its kind).
-        steps: how many draws the run will make at most, if known: no block is drawn beyond it.
+        block: draws made at once for signals of moderate size; part of what fixes the stream.
     """
 
     def __init__(
@@ -81,12 +81,8 @@ class Noise:
     def _draw(self, shape: tuple[int, ...], number: int, length: int) -> Tensor:
         on_device = self.where == "device" and self.device.type != "cpu"
         made_on = self.device if on_device else torch.device("cpu")
-        out = torch.empty(
-            (length, len(self.rows), *shape),
-            dtype=self.dtype,
-            device=made_on,
-            pin_memory=self.device.type == "cuda" and not on_device,
-        )
+        pinned = self.device.type == "cuda" and not on_device
+        out = torch.empty((length, len(self.rows), *shape), dtype=self.dtype, device=made_on, pin_memory=pinned)
         label = "x".join(map(str, shape))
         for b, (image, k) in enumerate(self.rows):
             source = generator(self.seed, image, k, label, number)

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from invsolve.config import Config, difference, show
 from invsolve.schema import ConfigError
@@ -49,34 +51,47 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 class RunFolder:
-    """The folder of one configuration; `open` creates it or goes on with it."""
+    """The folder ``config.settings.out``: looked at now, created by `begin`.
 
-    def __init__(self, path: Path, manifest: dict[str, Any], rows: list[Row]) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.rows = rows
+    Raises ConfigError where it holds a run with another configuration, or files that are no run.
+    """
 
-    @classmethod
-    def open(cls, config: Config) -> RunFolder:
-        """The folder ``config.settings.out``.
+    def __init__(self, config: Config) -> None:
+        self.path = Path(str(config.settings.out)).expanduser()
+        self.manifest: dict[str, Any] = {}
+        self.rows: list[Row] = []
+        self._text = show(config)
+        self._begun_now = False
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"out = {self.path}: is a file; choose another folder with out=...")
+        if (self.path / "config.yaml").is_file():
+            _refuse_another(self.path, self._text)
+            self.manifest, self.rows = _read_manifest(self.path), _read_rows(self.path)
+            self.rows = [row for row in self.rows if self.array_file(row.id).is_file()]
+        elif self.path.is_dir():
+            strangers = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+            if strangers:
+                raise ConfigError(
+                    f"out = {self.path}: holds {strangers[0]} but no config.yaml, so it is no run; choose another with out=..."
+                )
 
-        Raises ConfigError where it holds a run with another configuration, or files that are no run; nothing is touched
-        then.
+    def begin(self) -> None:
+        """Creates the folder with its config.yaml, unless that is there."""
+        if not (self.path / "config.yaml").is_file():
+            with replacing(self.path / "config.yaml") as temporary:
+                temporary.write_text(self._text, encoding="utf-8")
+            self._begun_now = True
+
+    def withdraw(self) -> None:
+        """Removes what `begin` and `describe` wrote in this process, if nothing was finished since.
+
+        Otherwise a configuration that turned out to be impossible would bar the folder to the corrected one.
         """
-        path = Path(str(config.settings.out)).expanduser()
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"out = {path}: is a file; choose another folder with out=...")
-        if (path / "config.yaml").is_file():
-            _refuse_another(path, config)
-            return cls(path, _read_manifest(path), _read_rows(path))
-        strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] if path.is_dir() else []
-        if strangers:
-            raise ConfigError(
-                f"out = {path}: the folder holds {strangers[0]} but no config.yaml, so it is no run; choose another with out=..."
-            )
-        with replacing(path / "config.yaml") as temporary:
-            temporary.write_text(show(config), encoding="utf-8")
-        return cls(path, {}, [])
+        if self._begun_now and not (self.path / "arrays").exists():
+            for name in ("config.yaml", "manifest.json"):
+                (self.path / name).unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
 
     def array_file(self, id: str) -> Path:
         """Where the arrays of an id stand."""
@@ -133,18 +148,21 @@ def mean_of(rows: Iterable[Row], metric: str, of_mean: bool) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _refuse_another(path: Path, config: Config) -> None:
+def _refuse_another(path: Path, text: str) -> None:
     try:
-        stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        stored = _read_yaml((path / "config.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path / 'config.yaml'} cannot be read; choose another folder with out=...") from error
     # Both sides pass through YAML, so that what it cannot tell apart (a tuple and a list) does not count.
-    differs = difference(stored or {}, yaml.safe_load(show(config)))
+    differs = difference(stored, _read_yaml(text))
     if differs:
         key, old, new = differs
-        raise ConfigError(
-            f"out = {path}: holds a run with {key} = {old}, and this one has {new}; choose another folder with out=..."
-        )
+        raise ConfigError(f"out = {path}: holds a run with {key} = {old}, and this one has {new}; choose another folder with out=...")
+
+
+def _read_yaml(text: str) -> dict[str, Any]:
+    tree = OmegaConf.to_container(OmegaConf.create(text))
+    return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

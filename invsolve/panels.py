@@ -61,9 +61,11 @@ def save_gif(frames: Sequence[Array], path: Path) -> None:
 def log_spaced(ratios: Sequence[float], most: int) -> list[int]:
     """At most ``most`` indices of the decreasing ``ratios`` (sigma / alpha > 0), evenly spaced in their logarithm.
 
-    The first and the last are among them.
+    The first and the last are among them. Where the two are equal the indices themselves are evenly spaced.
     """
     logs = np.log(np.asarray(ratios, dtype=np.float64))
+    if logs[0] == logs[-1]:
+        logs = -np.arange(len(logs), dtype=np.float64)
     wanted = np.linspace(logs[0], logs[-1], min(most, len(logs)))
     return sorted({int(np.abs(logs - level).argmin()) for level in wanted} | {0, len(logs) - 1})[-most:]
 
@@ -110,7 +112,7 @@ def save_panel(shown: Shown, path: Path) -> None:
             text = f"{content.min():.2g} to {content.max():.2g}, average {content.mean():.2g}"
         else:
             axes.imshow(to_bytes(content), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            text = f"values {content.min():.2f} to {content.max():.2f}"
+            text = "" if key == "view" else f"values {content.min():.2f} to {content.max():.2f}"
         axes.set_xlabel("\n".join(filter(None, (text, shown.captions.get(key)))), fontsize=10, color="black")
     figure.savefig(path, format="png", metadata={"Software": None})
 

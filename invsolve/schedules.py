@@ -43,9 +43,7 @@ def moves(schedule: Schedule) -> list[Move]:
         if not (math.isfinite(level.alpha) and math.isfinite(level.sigma) and level.alpha > 0 and level.sigma >= 0):
             raise ValueError(f"level {k} is {tuple(level)}; alpha > 0 and sigma >= 0 are needed")
         if k and level.ratio >= levels[k - 1].ratio:
-            raise ValueError(
-                f"levels must get less noisy, but sigma/alpha goes from {levels[k - 1].ratio:g} to {level.ratio:g} at {k}"
-            )
+            raise ValueError(f"levels must get less noisy, but sigma/alpha goes from {levels[k - 1].ratio:g} to {level.ratio:g} at {k}")
     if levels[-1].sigma != 0.0:
         raise ValueError(f"the last level must have sigma = 0, got {levels[-1].sigma:g}; append (1, 0)")
     total = len(levels) - 1

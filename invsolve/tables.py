@@ -90,7 +90,8 @@ def listing(group: str) -> list[tuple[str, str]]:
 def _help(group: str, name: str) -> str:
     """The first comment line of a file, the summary of a prior's card, or the first docstring line of a class."""
     if group == "prior":
-        return str(OmegaConf.load(resource("data", "priors", name, "card.yaml")).get("summary", ""))
+        card = OmegaConf.to_container(OmegaConf.load(resource("data", "priors", name, "card.yaml")))
+        return str(card.get("summary", "")) if isinstance(card, dict) else ""
     path = component_file(group, name)
     if path is not None:
         first = path.read_text(encoding="utf-8").partition("\n")[0]

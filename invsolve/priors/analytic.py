@@ -145,9 +145,7 @@ class GaussianMixturePrior(PixelPrior):
             u = torch.special.ndtr(source[b].normal((n,))[0])
             k = torch.searchsorted(weights[b].cumsum(0).contiguous(), u).clamp(max=weights.shape[1] - 1)
             roots = self._vectors * self._values.sqrt()[:, None, :]
-            out[b] = (
-                means[b, k] + torch.einsum("rij,rj->ri", roots[k], z) if weights.shape[1] > 1 else means[b, 0] + z @ roots[0].T
-            )
+            out[b] = means[b, k] + torch.einsum("rij,rj->ri", roots[k], z) if weights.shape[1] > 1 else means[b, 0] + z @ roots[0].T
         shaped = out.unflatten(-1, shape)
         return shaped if self._per_row else shaped[0]
 
@@ -177,9 +175,7 @@ class GaussianPrior(GaussianMixturePrior):
         mean = torch.as_tensor(mean)
         shape = tuple(mean.shape) if image_shape is None else tuple(image_shape)
         per_row = mean.ndim == len(shape) + 1
-        super().__init__(
-            torch.ones(1), mean.unsqueeze(1) if per_row else mean.unsqueeze(0), torch.as_tensor(cov).unsqueeze(0), shape
-        )
+        super().__init__(torch.ones(1), mean.unsqueeze(1) if per_row else mean.unsqueeze(0), torch.as_tensor(cov).unsqueeze(0), shape)
 
     @property
     def mean(self) -> Tensor:

@@ -77,7 +77,7 @@ def load_prior(
 
 
 def _call_unet(net: Any, x: Tensor, time: Tensor) -> Tensor:
-    return net(x, time, return_dict=False)[0]  # type: ignore[no-any-return]
+    return net(x, time, return_dict=False)[0]
 
 
 def _find(name: str, allow_download: bool) -> Path:
@@ -90,9 +90,7 @@ def _find(name: str, allow_download: bool) -> Path:
     near = difflib.get_close_matches(name, known, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(
-            f"no prior {name!r}: not shipped (there are: {', '.join(known) or 'none'}) and no such folder{hint}"
-        )
+        raise FileNotFoundError(f"no prior {name!r}: not shipped (there are: {', '.join(known) or 'none'}) and no such folder{hint}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -128,9 +126,7 @@ def _load_unet(folder: Path, card: dict[str, Any]) -> tuple[Any, str]:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     expected = card.get("sha256")
     if expected and expected != digest:
-        raise ValueError(
-            f"{path} has sha256 {digest[:12]}..., its card says {str(expected)[:12]}...; the file is damaged or was replaced"
-        )
+        raise ValueError(f"{path} has sha256 {digest[:12]}..., its card says {str(expected)[:12]}...; the file is damaged or was replaced")
     config = json.loads((folder / "config.json").read_text())
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ValueError(f"{folder} holds a {config['_class_name']}; an unconditional UNet2DModel is needed")

@@ -178,9 +178,7 @@ class NetworkPrior(PixelPrior):
             mean, fraction = out.chunk(2, dim=1)
             return mean, fraction
         if out.shape != x.shape:
-            raise ValueError(
-                f"the network maps {tuple(x.shape)} to {tuple(out.shape)}; the same shape (or twice the channels) is needed"
-            )
+            raise ValueError(f"the network maps {tuple(x.shape)} to {tuple(out.shape)}; the same shape (or twice the channels) is needed")
         return out, None
 
     def _count_backward(self, grad: Tensor) -> None:

@@ -60,7 +60,7 @@ class Unconditional:
             better = x0
             if state.before is not None and state.level is not None:
                 better = kernels.multistep(x0, state.before, move, Level(*state.level))
-            return Remembered(kernels.ddim(x, better, move), x0, x0, tuple(move.t))
+            return Remembered(kernels.ddim(x, better, move), x0, x0, (move.t.alpha, move.t.sigma))
         x_s = kernels.euler(x, x0, move)
         if self.kernel == "heun" and not move.last:
             x_s = kernels.heun(x, x0, x_s, prior.denoise(x_s, move.s), move)

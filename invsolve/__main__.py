@@ -1,0 +1,8 @@
+"""``python -m invsolve`` is the command ``invsolve``."""
+
+import sys
+
+from invsolve.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

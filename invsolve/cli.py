@@ -1,0 +1,143 @@
+"""The command ``invsolve``: run, list, show."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from invsolve import __version__
+from invsolve.schema import ConfigError
+
+if TYPE_CHECKING:
+    from invsolve.run import RunResult
+
+_EXAMPLES = """\
+examples:
+  invsolve run photo_inpaint                        a shipped preset, written to runs/photo_inpaint
+  invsolve run photo_sr4 sampler.zeta=0.5 seed=1 out=runs/mine
+                                                    the same with other values
+  invsolve run photo_deblur data.root=my_photos data.indices=0-9
+                                                    your own images: a file, a folder or a glob
+  invsolve run photo_inpaint data.measurement=y.npz a stored measurement, without a truth
+  invsolve run my.yaml sampler=unconditional        your own file; another sampler, chosen by name
+  invsolve list sampler                             the names of a group, each with a line of help
+  invsolve show photo_inpaint operator=identity     the whole configuration, defaults included
+
+Running a command again continues it: finished images are skipped.
+"""
+
+_RUN_HELP = """\
+key=value changes the configuration: `sampler=unconditional` picks another component by name,
+`sampler.zeta=0.5` sets one of its values. `invsolve show NAME` prints all keys.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0, 1 (something failed while running), 2 (the request cannot be run)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _dispatch(options)
+    except ConfigError as error:
+        if options.debug:
+            raise
+        print(f"invsolve: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (RuntimeError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"invsolve: error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("invsolve: interrupted; the same command goes on with what is not finished", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="invsolve",
+        description="Sample from the posterior of imaging inverse problems under a diffusion prior.",
+        epilog=_EXAMPLES,
+        formatter_class=formatter,
+    )
+    parser.add_argument("--version", action="version", version=f"invsolve {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the Python traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,list,show}")
+    for name, text in (("run", "sample, and write a folder of results"), ("show", "print the resolved configuration")):
+        command = commands.add_parser(name, help=text, description=text, epilog=_RUN_HELP, formatter_class=formatter)
+        command.add_argument("name", help="a preset (see `invsolve list run`) or the path of a YAML file")
+        # Everything that follows, so that the likes of -m and ~key reach the sentence that explains them.
+        command.add_argument("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="changes to the configuration")
+    command = commands.add_parser("list", help="list what can be named", description="list what can be named")
+    command.add_argument("group", nargs="?", help="prior, operator, noise, schedule, sampler, data or run; all without it")
+    return parser
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    if options.command == "list":
+        return _list(options.group)
+    if "--debug" in options.overrides:
+        options.debug = True
+        options.overrides.remove("--debug")
+    from invsolve.config import load, show
+
+    config = load(options.name, options.overrides)
+    if options.command == "show":
+        print(show(config), end="")
+        return 0
+    start = time.perf_counter()
+    from invsolve.run import run
+
+    result = run(config)
+    _report(result, time.perf_counter() - start)
+    return 1 if result.failed else 0
+
+
+def _list(group: str | None) -> int:
+    from invsolve import tables
+
+    # `invsolve list samplers` reads as naturally as `invsolve list sampler`.
+    if group is not None and group not in tables.GROUPS and group.removesuffix("s") in tables.GROUPS:
+        group = group.removesuffix("s")
+    groups = tables.GROUPS if group is None else (group,)
+    for shown in groups:
+        entries = tables.listing(shown)
+        print(f"{shown}:")
+        width = max((len(name) for name, _ in entries), default=0)
+        for name, text in entries:
+            print(f"  {name:<{width}}  {text}".rstrip())
+    return 0
+
+
+def _report(result: RunResult, seconds: float) -> None:
+    """A short table of averages over the images, the time, and where the pictures are."""
+    from invsolve.outputs import mean_of
+
+    if result.rows:
+        images = len({row.id for row in result.rows})
+        print(f"\naverage over {images} image{'s' if images > 1 else ''}    one sample   posterior mean")
+        for metric, label in (("residual", "residual / noise"), ("psnr", "PSNR [dB]"), ("ssim", "SSIM")):
+            values = [mean_of(result.rows, metric, of_mean) for of_mean in (False, True)]
+            if values[0] is not None:
+                digits = 2 if metric != "ssim" else 3
+                print(f"  {label:<20}" + "".join(f"{value:>14.{digits}f}" for value in values if value is not None))
+    if result.sampled:
+        calls = (result.calls or {}).get("forward", 0)
+        each = f", {calls} network calls of {1000 * result.seconds / calls:.1f} ms" if calls else ""
+        print(f"\nsampled {len(result.sampled)} in {result.seconds:.1f} s{each}; {seconds:.1f} s in all")
+    for id, message in result.failed.items():
+        print(f"invsolve: failed: {id}: {message}", file=sys.stderr)
+    shown = [*result.sampled, *result.skipped]
+    if shown:
+        print(f"results:  {result.out}\npictures: {result.out / 'images' / shown[0] / 'panel.png'}")
+        for id in shown[1:4]:
+            print(f"          {result.out / 'images' / id / 'panel.png'}")
+        if len(shown) > 4:
+            print(f"          and {len(shown) - 4} more")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""A result depends on (seed, image id, sample index) and on nothing else."""
+
+import pytest
+import torch
+from problems import problem_16, problem_mixture
+
+from invsolve import Posterior, sample
+from invsolve.likelihoods import GaussianLikelihood
+from invsolve.resources import resource
+from invsolve.samplers import DPS, Unconditional
+from invsolve.schedules import DDPM
+
+SAMPLERS = [DPS(zeta=0.3), DPS(zeta=0.05, variant="squared"), DPS(variant="official", variance="posterior"), Unconditional(kernel="dpmpp_2m")]
+STEPS = DDPM(steps=20)
+
+
+def run(sampler, posterior, **kwargs):
+    return sample(sampler, posterior, kwargs.pop("schedule", STEPS), progress=False, **kwargs)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_a_batch_equals_single_runs(sampler):
+    posterior = problem_16(rows=8)
+    together = run(sampler, posterior, n=2)
+    for b in range(8):
+        alone = run(sampler, posterior.select(torch.tensor([b])), n=2, ids=[b])
+        assert torch.allclose(together[b], alone[0], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_permuting_a_batch_permutes_its_results(sampler):
+    posterior, order = problem_16(rows=8), torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
+    straight = run(sampler, posterior)
+    permuted = run(sampler, posterior.select(order), ids=order.tolist())
+    assert torch.allclose(permuted, straight[order], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_chunks_change_nothing(sampler):
+    posterior = problem_16(rows=3)
+    whole = run(sampler, posterior, n=4)
+    chunked = run(sampler, posterior, n=4, memory_gb=1e-9)
+    assert torch.allclose(whole, chunked, atol=1e-10, rtol=0)
+
+
+def test_fewer_samples_are_the_first_of_many():
+    posterior = problem_16(rows=2)
+    assert torch.allclose(run(DPS(), posterior, n=5)[:, :2], run(DPS(), posterior, n=2), atol=1e-10, rtol=0)
+
+
+def test_seed_id_and_sample_each_change_the_result_and_seed_zero_counts():
+    posterior = problem_16()
+    first = run(DPS(), posterior, n=2)
+    assert not torch.allclose(first[0, 0], first[0, 1])
+    assert not torch.allclose(first, run(DPS(), posterior, n=2, seed=1))
+    assert not torch.allclose(first, run(DPS(), posterior, n=2, ids=["0"]))
+    torch.manual_seed(99)
+    assert torch.equal(first, run(DPS(), posterior, n=2, seed=0))
+
+
+def test_the_global_generator_is_left_alone():
+    before = torch.random.get_rng_state()
+    run(DPS(), problem_16(), n=2)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+@pytest.mark.parametrize("stop_at", [7, 27])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(sampler, stop_at, tmp_path):
+    posterior = problem_16(rows=2)
+    # One row a chunk, so that the second stop falls into a later chunk.
+    options = {"n": 2, "memory_gb": 1e-9}
+    expected = run(sampler, posterior, **options)
+    seen = []
+
+    def stop(event):
+        seen.append(event.index)
+        if len(seen) == stop_at:
+            raise Interrupted
+
+    file = tmp_path / "half.pt"
+    with pytest.raises(Interrupted):
+        run(sampler, posterior, observe=stop, checkpoint=file, checkpoint_every=3, **options)
+    resumed = []
+    result = run(sampler, posterior, observe=lambda e: resumed.append(e.index), checkpoint=file, checkpoint_every=3, **options)
+    assert torch.equal(result, expected)
+    assert len(resumed) == 80 - (stop_at - 1) // 20 * 20 - (stop_at - 1) % 20 // 3 * 3, "finished steps must not be done again"
+    again = []
+    assert torch.equal(run(sampler, posterior, observe=lambda e: again.append(e), checkpoint=file, **options), expected)
+    assert not again
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
+    posterior, file = problem_16(), tmp_path / "run.pt"
+    run(DPS(), posterior, checkpoint=file)
+    kept = file.read_bytes()
+    for change in ({"seed": 1}, {"ids": [5]}, {"schedule": DDPM(steps=21)}, {"n": 2}):
+        with pytest.raises(ValueError, match="belongs to another run"):
+            run(DPS(), posterior, checkpoint=file, **change)
+    with pytest.raises(ValueError, match="sampler differ"):
+        run(DPS(zeta=0.5), posterior, checkpoint=file)
+    other = Posterior(posterior.prior, GaussianLikelihood(posterior.likelihood.operator, posterior.likelihood.y + 1, 0.2))
+    with pytest.raises(ValueError, match="measurement differ"):
+        run(DPS(), other, checkpoint=file)
+    assert file.read_bytes() == kept
+
+
+def test_exact_posterior_of_several_measurements_runs_row_by_row():
+    exact = problem_16(rows=3).exact()
+    together = run(Unconditional(), exact, n=2)
+    assert together.shape == (3, 2, 1, 4, 4)
+    for b in range(3):
+        alone = run(Unconditional(), exact.select(torch.tensor([b])), n=2, ids=[b])
+        assert torch.allclose(together[b], alone[0], atol=1e-10, rtol=0)
+
+
+def test_mixture_rows_do_not_mix():
+    posterior = problem_mixture()
+    both = Posterior(
+        posterior.prior, GaussianLikelihood(posterior.likelihood.operator, torch.tensor([[0.1], [-0.4]], dtype=torch.float64), 0.3)
+    )
+    together = run(DPS(zeta=0.05, variant="squared"), both)
+    for b in range(2):
+        assert torch.allclose(together[b], run(DPS(zeta=0.05, variant="squared"), both.select(torch.tensor([b])), ids=[b])[0], atol=1e-10, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not resource("data", "priors", "photo", "unet").is_dir(), reason="the photo prior is not in this checkout")
+def test_the_photo_prior_in_float32():
+    from invsolve import load_prior
+    from operators import Inpainting
+
+    prior = load_prior("photo", device="cpu")
+    operator = Inpainting(image_shape=(3, 32, 32), kind="box", size=12, seed=0)
+    truth = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
+    posterior = Posterior(prior, GaussianLikelihood(operator, operator.measure(truth, 0.05), 0.05))
+    schedule, sampler = DDPM(steps=30), DPS(zeta=1.0)
+    together = run(sampler, posterior, schedule=schedule)
+    for b in range(8):
+        alone = run(sampler, posterior.select(torch.tensor([b])), schedule=schedule, ids=[b])
+        assert torch.allclose(together[b], alone[0], atol=1e-4, rtol=0)
+    order = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
+    permuted = run(sampler, posterior.select(order), schedule=schedule, ids=order.tolist())
+    assert torch.allclose(permuted, together[order], atol=1e-4, rtol=0)
+    chunked = run(sampler, posterior, schedule=schedule, memory_gb=0.05)
+    assert torch.allclose(chunked, together, atol=1e-4, rtol=0)
