@@ -1,0 +1,83 @@
+"""Any linear map small enough to be written down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from operators.base import shape_of
+from operators.spectral import SpectralOperator
+
+
+def _read(source: str | Path) -> Tensor:
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"no matrix file at {path}")
+    if path.suffix == ".npy":
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    if path.suffix in (".pt", ".pth"):
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(loaded, Tensor):
+            return loaded
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a tensor")
+    raise ValueError(f"a matrix file ends in .npy or .pt, got {path}")
+
+
+class Matrix(SpectralOperator):
+    """y = A vec(x): a dense real matrix A (m, n), n = prod(image_shape); x (B, *image_shape) -> y (B, m).
+
+    `A` is a tensor, an array, or the path of a .npy or .pt file; vec is row-major. Solves use the SVD, computed once in
+    float64.
+
+    Raises ValueError if the file is missing or of another kind, or if A is not a real, finite (m, n) matrix.
+    """
+
+    def __init__(self, A: Tensor | np.ndarray | str | Path, image_shape: Sequence[int]) -> None:
+        image_shape = shape_of(image_shape)
+        matrix = _read(A) if isinstance(A, (str, Path)) else torch.as_tensor(A)
+        n = math.prod(image_shape)
+        if matrix.ndim != 2 or matrix.shape[1] != n or matrix.shape[0] < 1:
+            raise ValueError(f"A must have shape (m, {n}) for image_shape {image_shape}, got {tuple(matrix.shape)}")
+        if matrix.is_complex() or not bool(matrix.isfinite().all()):
+            raise ValueError(f"A must be real and finite, got {matrix.dtype} with {int((~matrix.isfinite()).sum())} bad entries")
+        super().__init__(image_shape, (matrix.shape[0],))
+        matrix = matrix.detach().double().clone()
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        self.register_buffer("matrix", matrix)
+        self.register_buffer("u", u.contiguous())
+        self.register_buffer("s", s)
+        self.register_buffer("v", vt.mT.contiguous())
+
+    def _times(self, x: Tensor, name: str, transpose: bool = False) -> Tensor:
+        m = self._as(name, x)
+        with torch.autocast(x.device.type, enabled=False):
+            return x.flatten(1) @ (m if transpose else m.mT)
+
+    def _shaped(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, *self.image_shape)
+
+    def _singular_values(self, like: Tensor) -> Tensor:
+        return self._as("s", like)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._times(x, "matrix")
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._shaped(self._times(y, "matrix", transpose=True))
+
+    def _left(self, c: Tensor) -> Tensor:
+        return self._times(c, "u")
+
+    def _left_adjoint(self, y: Tensor) -> Tensor:
+        return self._times(y, "u", transpose=True)
+
+    def _right(self, c: Tensor) -> Tensor:
+        return self._shaped(self._times(c, "v"))
+
+    def _right_adjoint(self, x: Tensor) -> Tensor:
+        return self._times(x, "v", transpose=True)
