@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RuntimeError, OSError) as error:
         if options.debug:
             raise
-        print(f"invsolve: error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", file=sys.stderr)
+        text = " ".join(str(error).split())
+        hint = "; less memory is needed with memory_gb=... or batch=1" if "out of memory" in text else ""
+        print(f"invsolve: error: {type(error).__name__}: {text}{hint} (--debug shows where)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("invsolve: interrupted; the same command goes on with what is not finished", file=sys.stderr)
@@ -126,7 +128,7 @@ def _report(result: RunResult, seconds: float) -> None:
                 print(f"  {label:<20}" + "".join(f"{value:>14.{digits}f}" for value in values if value is not None))
     if result.sampled:
         calls = (result.calls or {}).get("forward", 0)
-        each = f", {calls} network calls of {1000 * result.seconds / calls:.1f} ms" if calls else ""
+        each = f", {calls} network calls, {1000 * result.seconds / calls:.1f} ms per call" if calls else ""
         print(f"\nsampled {len(result.sampled)} in {result.seconds:.1f} s{each}; {seconds:.1f} s in all")
     for id, message in result.failed.items():
         print(f"invsolve: failed: {id}: {message}", file=sys.stderr)

@@ -188,9 +188,8 @@ def _parse(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             raise ConfigError(f"{text}: keys cannot be added; write {text.lstrip('+')} (`invsolve show` lists the keys)")
         if not equals or not key:
             raise ConfigError(f"{text!r} is not key=value, such as seed=1 or sampler.zeta=0.5")
-        group, _, field = key.partition(".")
-        if group in tables.SECTIONS and field in ("", "name"):
-            picks[group] = value
+        if key.removesuffix(".name") in tables.SECTIONS:
+            picks[key.removesuffix(".name")] = value
         else:
             values.append(text)
     return picks, values
@@ -217,14 +216,21 @@ def _merge(tree: dict[str, Any], values: list[str]) -> dict[str, Any]:
     for text in values:
         key = text.partition("=")[0]
         top, *rest = key.split(".")
-        if len(rest) > 1 or (rest and top not in tables.SECTIONS):
+        if len(rest) > 1 or (rest and (top not in tables.SECTIONS or not rest[0])):
             raise ConfigError(f"unknown key {key}; keys have the form section.key, with section one of {', '.join(tables.SECTIONS)}")
+    merged: Any = OmegaConf.create(tree)
+    text = ""
     try:
-        merged = OmegaConf.to_container(OmegaConf.merge(tree, OmegaConf.from_dotlist(values)), resolve=True)
+        for text in values:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{text}: the value is not YAML that can be read: {_one_line(error)}") from error
+    try:
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
-    assert isinstance(merged, dict)
-    return {str(key): value for key, value in merged.items()}
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _component(group: str, values: dict[str, Any]) -> Component:

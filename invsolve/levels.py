@@ -48,8 +48,8 @@ class Move:
     @property
     def forward_variance(self) -> float:
         """Variance of q(x_t | x_s) = N((alpha_t / alpha_s) x_s, variance I); beta of DDPM on its path."""
-        a = self.t.alpha / self.s.alpha
-        return self.t.sigma**2 - (a * self.s.sigma) ** 2
+        # Factored, so that it is positive for any two levels in order, however close.
+        return self.t.alpha**2 * (self.t.ratio - self.s.ratio) * (self.t.ratio + self.s.ratio)
 
     @property
     def posterior_variance(self) -> float:

@@ -57,7 +57,8 @@ class MeasuredLikelihood:
     """What Gaussian and Poisson likelihoods share: an operator, its measurement, selection of rows and devices.
 
     `operator` is one of `operators` or any deepinv physics. Entries of y that the operator does not measure (hidden
-    pixels) are set to zero and never count. Raises ValueError for a y of the wrong shape or with non-finite entries.
+    pixels) are set to zero and never count; `measured` (B,) is the number m of those that do. Raises ValueError for a y of
+    the wrong shape, of integers, or with non-finite entries.
     """
 
     def __init__(self, operator: Any, y: Tensor):
@@ -65,30 +66,33 @@ class MeasuredLikelihood:
         expected = self.operator.measurement_shape
         if expected is not None and tuple(y.shape[1:]) != tuple(expected):
             raise ValueError(f"y has shape {tuple(y.shape)}; (B, {', '.join(map(str, expected))}) is needed")
+        if not (y.is_floating_point() or y.is_complex()):
+            raise ValueError(f"y holds {y.dtype} values; floating point is needed")
         if not bool(torch.isfinite(y).all()):
             bad = int((~torch.isfinite(y)).sum())
             raise ValueError(f"y holds {bad} NaN or infinite values of {y.numel()}; remove or mask them first")
         with torch.inference_mode(False):
             # A clone, for y may be an inference tensor (Lightning's default), which autograd refuses.
             self.y = self.operator.restrict(y.detach().clone())
+            # By row, for masks may differ from row to row; a complex value is two measured numbers.
+            counts = self.operator.restrict(torch.ones_like(self.y)).flatten(1).count_nonzero(1)
+            self.measured = counts * 2 if y.is_complex() else counts
         self.image_shape = tuple(self.operator.image_shape_for(self.y))
-
-    @property
-    def measured(self) -> int:
-        """The number m of measured values per sample."""
-        return int(self.operator.measured)
 
     def select(self, index: Tensor) -> Self:
         """The likelihood of the given rows of y."""
         chosen = copy.copy(self)
-        chosen.y = self.y if len(self.y) == 1 else self.y[index.to(self.y.device)]
+        for name in ("y", "measured"):
+            held = getattr(self, name)
+            setattr(chosen, name, held if len(held) == 1 else held[index.to(held.device)])
         chosen.operator = self.operator.select(index)
         return chosen
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """The same likelihood on another device or in another precision; the user's operator is left as it is."""
         moved = copy.copy(self)
-        moved.y = self.y.to(device=device, dtype=dtype if dtype and not self.y.is_complex() else None)
+        moved.y = self.y.to(device=device, dtype=dtype.to_complex() if dtype and self.y.is_complex() else dtype)
+        moved.measured = self.measured.to(device=device)
         if device is not None and device != self.y.device:
             moved.operator = copy.deepcopy(self.operator).to(device)
         return moved
@@ -96,6 +100,10 @@ class MeasuredLikelihood:
     def pullback(self, decode: Callable[[Tensor], Tensor]) -> PulledBack:
         """The likelihood of z under x = decode(z)."""
         return PulledBack(self, decode)  # type: ignore[arg-type]
+
+    def _rms(self, r: Tensor) -> Tensor:
+        """Root mean square of each row over its measured values, (B, *Y) -> (B,)."""
+        return _norm(r) / self.measured.clamp_min(1).to(r.real.dtype).sqrt()
 
 
 class GaussianLikelihood(MeasuredLikelihood):
@@ -139,7 +147,7 @@ class GaussianLikelihood(MeasuredLikelihood):
 
     def discrepancy(self, x: Tensor) -> Tensor:
         """||y - A(x)|| / (sigma sqrt(m)), (B,); with sigma = 0 the root mean square of the residual itself."""
-        return _norm(self.residual(x)) / ((self.sigma or 1.0) * math.sqrt(self.measured))
+        return self._rms(self.residual(x)) / (self.sigma or 1.0)
 
     def _vjp(self, x: Tensor, v: Tensor) -> Tensor:
         return self.operator.A_adjoint(v) if self.operator.linear else self.operator.A_vjp(x, v)
@@ -161,20 +169,24 @@ class GaussianLikelihood(MeasuredLikelihood):
         """A draw of p(x | y) under the prior N(v, rho^2 I), exact up to the solver's tolerance, (B, *X).
 
         Perturbation sampling (Papandreou and Yuille, NeurIPS 2010): the prox of a perturbed centre and measurement.
-        Draws from `noise` first in the shape of x, then in the shape of y.
+        Draws from `noise` first in the shape of x, then in the shape of y (of its real and imaginary parts, if complex).
         """
         operator = self._linear("sample_given")
         sigma = self._positive_sigma("sample_given")
         centre = torch.add(v, noise.normal(v.shape[1:]).to(v), alpha=rho)
-        y = torch.add(self.y, noise.normal(self.y.shape[1:]).to(self.y), alpha=sigma)
+        n = torch.view_as_complex(noise.normal((*self.y.shape[1:], 2))) if self.y.is_complex() else noise.normal(self.y.shape[1:])
+        y = torch.add(self.y, n.to(self.y), alpha=sigma)
         return operator.prox_l2(centre, y, rho**2 / sigma**2)
 
     def guide(self, x0: Tensor, r2: float) -> Tensor:
         """A^T (r2 A A^T + sigma^2 I)^-1 (y - A x0), (B, *X): the score of y under N(x0, r2 I) pushed through A.
 
-        Song et al., "Pseudoinverse-guided diffusion models", ICLR 2023, equation 7. Equal to (prox(x0, sqrt(r2)) - x0)/r2.
+        Song et al., "Pseudoinverse-guided diffusion models", ICLR 2023, equation 7. Equal to (prox(x0, sqrt(r2)) - x0)/r2,
+        computed from the residual, so that nothing cancels where r2 is small.
         """
-        return (self.prox(x0, math.sqrt(r2)) - x0) / r2
+        operator = self._linear("guide")
+        gamma = r2 / self._positive_sigma("guide") ** 2
+        return operator.prox_l2(torch.zeros_like(x0), self.residual(x0), gamma) / r2
 
 
 class PoissonLikelihood(MeasuredLikelihood):
@@ -193,8 +205,10 @@ class PoissonLikelihood(MeasuredLikelihood):
         self.gain, self.floor = float(gain), float(floor)
         if not (math.isfinite(self.gain) and self.gain > 0):
             raise ValueError(f"gain={gain}; a finite number > 0 is needed (the value of one photon in the units of y)")
-        if not self.floor > 0:
-            raise ValueError(f"floor={floor}; a number of photons > 0 is needed")
+        if not (math.isfinite(self.floor) and self.floor > 0):
+            raise ValueError(f"floor={floor}; a finite number of photons > 0 is needed")
+        if self.y.is_complex():
+            raise ValueError("y is complex; photon counts are real")
         if bool((self.y < 0).any()):
             raise ValueError(f"y holds negative values (lowest {float(self.y.min()):g}); photon counts cannot be negative")
 
@@ -233,7 +247,7 @@ class PoissonLikelihood(MeasuredLikelihood):
         """Root mean square of (y - A(u)) in units of the model's noise sqrt(gain A(u)), (B,)."""
         rate = self._rate(x)
         r = (self.y / self.gain - rate) / rate.clamp_min(self.floor).sqrt()
-        return _norm(self.operator.restrict(r)) / math.sqrt(self.measured)
+        return self._rms(self.operator.restrict(r))
 
     def _vjp(self, x: Tensor, v: Tensor) -> Tensor:
         if self.operator.linear:
@@ -274,6 +288,11 @@ class PulledBack:
     def select(self, index: Tensor) -> PulledBack:
         """The likelihood of the given rows of y."""
         return PulledBack(self.inner.select(index), self.decode)
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> PulledBack:
+        """The same likelihood on another device or in another precision; decode is left as it is."""
+        move = getattr(self.inner, "to", None)
+        return PulledBack(move(device, dtype) if move else self.inner, self.decode)
 
     def _pull(self, z: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.enable_grad():

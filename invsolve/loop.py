@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +67,8 @@ def sample(
     # Samplers need autograd: leave Lightning's inference mode, whatever the caller runs under.
     with torch.inference_mode(False), torch.no_grad():
         target = target if isinstance(target, Posterior) else Posterior(target)
+        if target.likelihood is None and getattr(sampler, "guided", True):
+            raise ValueError(f"{type(sampler).__name__} needs a measurement; pass Posterior(prior, likelihood)")
         signal = _signal_shape(target, shape)
         device, dtype = _where(target, dtype)
         if target.likelihood is not None:
@@ -80,13 +83,19 @@ def sample(
         if checkpoint is not None:
             store = Checkpoint(checkpoint, fingerprint(sampler, target, steps, seed, rows, signal, dtype, chunk), checkpoint_every)
         done: list[Tensor] = []
-        with tqdm(total=len(steps) * -(-len(rows) // chunk), disable=not progress, desc=type(sampler).__name__, unit="step") as bar:
+        with _bar(len(steps) * -(-len(rows) // chunk), type(sampler).__name__, progress) as bar:
             for first in range(0, len(rows), chunk):
                 part = rows[first : first + chunk]
                 noise = Noise(seed, part, dtype=dtype, device=device, where=noise_device)
                 walk = _Walk(sampler, target.select(index[first : first + chunk]), steps, part, noise, observe, bar)
                 done.append(walk.run(signal, store, len(done)))
         return torch.cat(done).unflatten(0, (len(names), n))
+
+
+def _bar(total: int, name: str, progress: bool) -> Any:
+    # A log file gets a line now and then, not one for every refresh of a terminal's bar.
+    quiet = not sys.stderr.isatty() and "ipykernel" not in sys.modules
+    return tqdm(total=total, disable=not progress, desc=name, unit="step", mininterval=30.0 if quiet else 0.1)
 
 
 class _Walk:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,42 +79,63 @@ def save_panel(shown: Shown, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    std = _magnitude(shown.std)
-    error = None if shown.truth is None else _magnitude(shown.mean - shown.truth)
-    maps = [m for m in (error, std) if m is not None]
-    top = max([float(np.quantile(m, 0.995)) for m in maps] + [1e-6])
-    noun = "sample" if shown.count == 1 else "samples"
-    cells: list[tuple[str, str, Array, bool]] = [("measurement", "view", shown.view, False)]
-    if shown.truth is not None:
-        cells.append(("truth", "truth", shown.truth, False))
-    cells.append(("one sample", "sample", shown.sample, False))
-    cells.append((f"mean of {shown.count} {noun}", "mean", shown.mean, False))
-    if error is not None:
-        cells.append(("|mean \N{MINUS SIGN} truth|", "error", error, True))
-    cells.append(("posterior std" if shown.count > 1 else "posterior std (needs 2 samples)", "std", std, True))
-
+    cells = _cells(shown)
+    top = max([float(np.quantile(cell.content, 0.995)) for cell in cells if cell.is_map] + [1e-6])
     columns = 3 if len(cells) == 6 else 2
     rows = math.ceil(len(cells) / columns)
     height, width = shown.mean.shape[1:]
-    tall = 3.1 * min(max(height / width, 0.4), 2.5)
-    figure = Figure(figsize=(3.7 * columns, (tall + 0.85) * rows + 0.5), dpi=100, facecolor="white", layout="constrained")
+    # One cell is a picture with room for a colour bar at its right and two lines of text below (inches).
+    side_h, side_w = 3.1 * min(max(height / width, 0.4), 2.5), 3.1
+    cell_h, cell_w, top_margin = side_h + 0.95, side_w + 0.75, 0.45
+    total_h, total_w = rows * cell_h + top_margin, columns * cell_w + 0.1
+    figure = Figure(figsize=(total_w, total_h), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
-    figure.suptitle(shown.title, fontsize=12, color="black")
-    for place, (name, key, content, is_map) in enumerate(cells):
-        axes = figure.add_subplot(rows, columns, place + 1)
-        axes.set_title(name, fontsize=13, fontweight="bold", color="black")
+    figure.text(0.1 / total_w, 1 - 0.3 / total_h, shown.title, fontsize=11, color="black")
+    for place, cell in enumerate(cells):
+        left = 0.1 + place % columns * cell_w
+        bottom = total_h - top_margin - (place // columns + 1) * cell_h + 0.6
+        axes = figure.add_axes((left / total_w, bottom / total_h, side_w / total_w, side_h / total_h))
+        axes.set_title(cell.name, fontsize=13, fontweight="bold", color="black")
         axes.set_xticks([])
         axes.set_yticks([])
-        if is_map:
-            drawn = axes.imshow(content, cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
-            bar = figure.colorbar(drawn, ax=axes, fraction=0.05, pad=0.02, extend="max" if content.max() > top else "neither")
-            bar.ax.tick_params(labelsize=9)
-            text = f"{content.min():.2g} to {content.max():.2g}, average {content.mean():.2g}"
-        else:
-            axes.imshow(to_bytes(content), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            text = "" if key == "view" else f"values {content.min():.2f} to {content.max():.2f}"
-        axes.set_xlabel("\n".join(filter(None, (text, shown.captions.get(key)))), fontsize=10, color="black")
+        axes.set_xlabel(cell.caption, fontsize=10, color="black")
+        if not cell.is_map:
+            axes.imshow(to_bytes(cell.content), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            continue
+        drawn = axes.imshow(cell.content, cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
+        beside = figure.add_axes(((left + side_w + 0.06) / total_w, bottom / total_h, 0.13 / total_w, side_h / total_h))
+        figure.colorbar(drawn, cax=beside, extend="max" if cell.content.max() > top else "neither").ax.tick_params(labelsize=9)
     figure.savefig(path, format="png", metadata={"Software": None})
+
+
+class _Cell(NamedTuple):
+    """One picture of the panel: an image (C, H, W), or with ``is_map`` a map (H, W) for the colour scale."""
+
+    name: str
+    content: Array
+    caption: str
+    is_map: bool = False
+
+
+def _cells(shown: Shown) -> list[_Cell]:
+    def image(name: str, key: str, content: Array) -> _Cell:
+        values = f"values {content.min():.2f} to {content.max():.2f}"
+        return _Cell(name, content, "\n".join(filter(None, (values, shown.captions.get(key)))))
+
+    def colour_map(name: str, content: Array) -> _Cell:
+        text = f"{content.min():.2g} to {content.max():.2g}, average {content.mean():.2g}\n(where images span [\N{MINUS SIGN}1, 1])"
+        return _Cell(name, content, text, True)
+
+    # The view is clamped, so its caption gives the values of y in place of its own.
+    cells = [_Cell("measurement", shown.view, shown.captions.get("view", ""))]
+    if shown.truth is not None:
+        cells.append(image("truth", "truth", shown.truth))
+    cells.append(image("one sample", "sample", shown.sample))
+    cells.append(image(f"mean of {shown.count} sample{'s' if shown.count > 1 else ''}", "mean", shown.mean))
+    if shown.truth is not None:
+        cells.append(colour_map("|mean \N{MINUS SIGN} truth|", _magnitude(shown.mean - shown.truth)))
+    cells.append(colour_map("posterior std" if shown.count > 1 else "posterior std (needs 2 samples)", _magnitude(shown.std)))
+    return cells
 
 
 def _magnitude(values: Array) -> Array:

@@ -13,6 +13,11 @@ from invsolve.priors.analytic import GaussianMixturePrior, GaussianPrior, Statio
 from invsolve.priors.base import Prior
 
 
+def _real(y: Tensor) -> Tensor:
+    """Real and imaginary parts as separate numbers, each with noise of its own."""
+    return torch.view_as_real(y) if y.is_complex() else y
+
+
 @dataclass(frozen=True)
 class Posterior:
     """p(x | y) proportional to prior(x) * likelihood(y | x); without a likelihood, the prior itself."""
@@ -44,12 +49,14 @@ class Posterior:
             raise ValueError("exact() divides by sigma^2, but sigma = 0")
         if prior._per_row:
             raise TypeError("exact() needs one prior for all rows; this one differs from row to row")
+        if likelihood.operator.select(torch.tensor([0])) is not likelihood.operator:
+            raise TypeError("exact() needs one operator for all rows; this one differs from row to row")
         means, covs = prior._means[0], prior.covs
         shape = prior.image_shape or ()
         n = means.shape[1]
         unit = torch.eye(n, dtype=means.dtype, device=means.device).reshape(n, *shape)
-        A = likelihood.operator.A(unit).reshape(n, -1).mT
-        y = likelihood.y.to(means).flatten(1)
+        A = _real(likelihood.operator.A(unit)).reshape(n, -1).mT
+        y = _real(likelihood.y).to(means).flatten(1)
         identity = torch.eye(len(A), dtype=A.dtype, device=A.device)
         S = A @ covs @ A.mT + likelihood.sigma**2 * identity
         root = torch.linalg.cholesky(S)

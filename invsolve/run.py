@@ -63,7 +63,7 @@ def run(config: Config, prior: Any = None, say: Callable[[str], None] = print) -
         say(f"{many} of {len(items)} images {'is' if many == 1 else 'are'} finished in {folder.path}, not sampled again")
     todo = [item for item in items if item.id not in result.skipped]
     if todo:
-        _Job(config, folder, result, prior, say).run(todo)
+        _Job(config, folder, result, prior).run(todo)
         result.rows = folder.rows
     return result
 
@@ -71,8 +71,8 @@ def run(config: Config, prior: Any = None, say: Callable[[str], None] = print) -
 class _Job:
     """The components of one run, and the work on its batches."""
 
-    def __init__(self, config: Config, folder: RunFolder, result: RunResult, prior: Any, say: Callable[[str], None]) -> None:
-        self.config, self.folder, self.result, self.say = config, folder, result, say
+    def __init__(self, config: Config, folder: RunFolder, result: RunResult, prior: Any) -> None:
+        self.config, self.folder, self.result = config, folder, result
         self.settings = config.settings
         self.schedule = config.sections["schedule"].build()
         self.sampler = config.sections["sampler"].build()
@@ -159,7 +159,6 @@ class _Job:
             else:
                 self.result.failed[ids[0]] = str(error)
                 self.folder.fail(ids[0], str(error))
-                self.say(f"{ids[0]}: {error}")
             return
         except ValueError as error:
             raise ConfigError(f"sampler {self.config.sections['sampler'].name}: {' '.join(str(error).split())}") from error
@@ -216,7 +215,7 @@ class _Job:
         parts = self.config.sections
         noise = ", ".join(f"{key} {value:g}" for key, value in parts["noise"].values.items())
         how = f"{parts['sampler'].name}, {len(self.steps)} steps"
-        return f"{id}: {parts['operator'].name}, {parts['noise'].name} noise ({noise}), prior {parts['prior'].name}, {how}"
+        return f"{id}: {parts['operator'].name}, {parts['noise'].name} noise ({noise}), prior {Path(parts['prior'].name).name}, {how}"
 
     def _facts(self, weights: str | None) -> dict[str, Any]:
         names = ("torch", "deepinv", "diffusers", "torchmetrics", "numpy")

@@ -61,6 +61,8 @@ def alpha_bars(beta_start: float, beta_end: float, train_steps: int, power: floa
 
     power 1 is the DDPM linear schedule (Ho et al. 2020, section 4), power 2 the "scaled linear" one of latent diffusion.
     """
+    if not (0 < beta_start < 1 and 0 < beta_end < 1):
+        raise ValueError(f"beta_start={beta_start}, beta_end={beta_end}; numbers in (0, 1) are needed")
     lo, hi = beta_start ** (1 / power), beta_end ** (1 / power)
     out, product = [], 1.0
     for i in range(train_steps):
@@ -75,7 +77,8 @@ def _respaced(table: Sequence[float], steps: int) -> list[Level]:
     last = len(table) - 1
     if not 1 <= steps <= len(table):
         raise ValueError(f"steps={steps}; this schedule has between 1 and {len(table)} levels")
-    kept = sorted({round(last * i / (steps - 1)) for i in range(steps)}, reverse=True) if steps > 1 else [last]
+    # The order of the operations is numpy's linspace, so that ties are rounded to the same index as there.
+    kept = sorted({round(i * (last / (steps - 1))) for i in range(steps)}, reverse=True) if steps > 1 else [last]
     return [*(vp_level(table[i]) for i in kept), CLEAN]
 
 
@@ -129,6 +132,9 @@ class Cosine:
     def levels(self) -> list[Level]:
         """The kept levels, noisiest first."""
 
+        if not self.offset > 0:
+            raise ValueError(f"offset={self.offset}; a number > 0 is needed")
+
         def bar(u: float) -> float:
             return math.cos(math.pi / 2 * (u + self.offset) / (1 + self.offset)) ** 2
 
@@ -158,6 +164,8 @@ class Karras:
             raise ValueError(f"0 < sigma_min < sigma_max is needed, got sigma_min={self.sigma_min}, sigma_max={self.sigma_max}")
         if self.steps < 2:
             raise ValueError(f"steps={self.steps}; at least 2 are needed")
+        if not self.rho > 0:
+            raise ValueError(f"rho={self.rho}; a number > 0 is needed")
         lo, hi = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         grid = [(lo + i / (self.steps - 1) * (hi - lo)) ** self.rho for i in range(self.steps)]
         return [*(Level(1.0, s) for s in grid), CLEAN]

@@ -23,7 +23,7 @@ def _symmetric(cov: Tensor, what: str) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of a batch of covariances, refused unless symmetric and positive semi-definite."""
     if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
         raise ValueError(f"{what} must be square, got shape {tuple(cov.shape)}")
-    size = cov.abs().amax().clamp_min(1e-300)
+    size = cov.abs().amax().clamp_min(torch.finfo(cov.dtype).tiny)
     tolerance = 100 * torch.finfo(cov.dtype).eps * cov.shape[-1]
     gap = float((cov - cov.mT).abs().amax() / size)
     if not gap <= tolerance:
@@ -50,13 +50,17 @@ class GaussianMixturePrior(PixelPrior):
     def __init__(self, weights: Any, means: Any, covs: Any, image_shape: Sequence[int] | None = None):
         # Not inference tensors, whatever the mode we are called in: autograd samplers will differentiate through them.
         with torch.inference_mode(False):
-            means = torch.as_tensor(means).clone()
-            self._set(torch.as_tensor(weights).to(means).clone(), means, torch.as_tensor(covs).to(means).clone(), image_shape)
+            means = torch.as_tensor(means).detach().clone()
+            self._set(
+                torch.as_tensor(weights).detach().to(means).clone(), means, torch.as_tensor(covs).detach().to(means).clone(), image_shape
+            )
         self._cache: dict[Any, tuple[Tensor, ...]] = {}
 
     def _set(self, weights: Tensor, means: Tensor, covs: Tensor, image_shape: Sequence[int] | None) -> None:
         if not means.is_floating_point():
             raise ValueError(f"means must be floating point, got {means.dtype}")
+        if not bool(torch.isfinite(means).all() and torch.isfinite(covs).all()):
+            raise ValueError("means and covariances must be finite; they hold NaN or infinity")
         shape = tuple(image_shape) if image_shape is not None else tuple(means.shape[1:])
         n, components = math.prod(shape), covs.shape[0]
         lead = means.shape[: means.ndim - len(shape)]
@@ -64,8 +68,9 @@ class GaussianMixturePrior(PixelPrior):
             raise ValueError(f"means of shape {tuple(means.shape)} do not match {components} components of shape {shape}")
         if tuple(covs.shape) != (components, n, n):
             raise ValueError(f"covs of shape {tuple(covs.shape)}; {(components, n, n)} is needed")
-        if weights.shape[-1] != components or weights.ndim not in (1, 2) or not bool((weights >= 0).all()):
-            raise ValueError(f"weights must be {components} non-negative numbers, got {weights.tolist()}")
+        fits = weights.ndim in (1, 2) and weights.shape[-1] == components
+        if not fits or not bool((weights >= 0).all() and torch.isfinite(weights).all() and (weights.sum(-1) > 0).all()):
+            raise ValueError(f"weights must be {components} non-negative numbers, not all zero, got {weights.tolist()}")
         self.image_shape = shape
         self._weights = torch.atleast_2d(weights) / torch.atleast_2d(weights).sum(-1, keepdim=True)
         self._means = means.reshape(-1, components, n) if len(lead) == 2 else means.reshape(1, components, n)
@@ -112,6 +117,8 @@ class GaussianMixturePrior(PixelPrior):
 
     def denoise(self, x: Tensor, t: Level) -> Tensor:
         """E[x_0 | alpha x_0 + sigma z = x] in closed form, (B, *X) -> (B, *X)."""
+        if t.sigma == 0:
+            return x / t.alpha
         log_weights, means, values, vectors = self._buffers(x)
         centred = x.flatten(1)[:, None] - t.alpha * means
         # In the eigenbasis of each component: (B, K, n).
@@ -139,13 +146,14 @@ class GaussianMixturePrior(PixelPrior):
         source = [Noise(seed, [("draw", b)], dtype=self._means.dtype, device=self._means.device, block=1) for b in range(rows)]
         weights, means = self._weights.expand(rows, -1), self._means.expand(rows, -1, -1)
         out = torch.empty((rows, n, math.prod(shape)), dtype=means.dtype, device=means.device)
+        roots = self._vectors * self._values.sqrt()[:, None, :]
         for b in range(rows):
             z = source[b].normal((n, out.shape[-1]))[0]
             # A component by the inverse of the cumulative weights, at a uniform made from one normal number.
             u = torch.special.ndtr(source[b].normal((n,))[0])
             k = torch.searchsorted(weights[b].cumsum(0).contiguous(), u).clamp(max=weights.shape[1] - 1)
-            roots = self._vectors * self._values.sqrt()[:, None, :]
-            out[b] = means[b, k] + torch.einsum("rij,rj->ri", roots[k], z) if weights.shape[1] > 1 else means[b, 0] + z @ roots[0].T
+            for j in range(weights.shape[1]):
+                out[b, k == j] = means[b, j] + z[k == j] @ roots[j].T
         shaped = out.unflatten(-1, shape)
         return shaped if self._per_row else shaped[0]
 
@@ -212,13 +220,17 @@ class StationaryGaussianPrior(PixelPrior):
                 raise ValueError(f"image_shape={self.image_shape}; (C, H, W) is needed")
             if tuple(power.shape) not in (self.image_shape, self.image_shape[1:]):
                 raise ValueError(f"power of shape {tuple(power.shape)}; {self.image_shape[1:]} or {self.image_shape} is needed")
-            if not power.is_floating_point() or not bool((power >= 0).all()):
-                raise ValueError("power must be real and non-negative")
+            if not power.is_floating_point() or not bool((power >= 0).all() and torch.isfinite(power).all()):
+                raise ValueError("power must be real, finite and non-negative")
             mirrored = torch.roll(power.flip(-1, -2), (1, 1), (-1, -2))
             if not torch.allclose(power, mirrored, rtol=1e-6, atol=0):
                 raise ValueError("power must be symmetric under f -> -f, or the images would not be real")
             self.power = power.expand(self.image_shape).clone()
-            self.mean = torch.as_tensor(mean).to(self.power).expand(self.image_shape).clone()
+            mean = torch.as_tensor(mean).to(self.power)
+            fits = mean.ndim <= 3 and all(a in (1, b) for a, b in zip(mean.shape[::-1], self.image_shape[::-1], strict=False))
+            if not fits or not bool(torch.isfinite(mean).all()):
+                raise ValueError(f"mean of shape {tuple(mean.shape)}; finite numbers that broadcast to {self.image_shape} are needed")
+            self.mean = mean.expand(self.image_shape).clone()
         self._cache: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def _buffers(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,6 +243,8 @@ class StationaryGaussianPrior(PixelPrior):
 
     def denoise(self, x: Tensor, t: Level) -> Tensor:
         """The Wiener filter, (B, C, H, W) -> (B, C, H, W)."""
+        if t.sigma == 0:
+            return x / t.alpha
         mean, power = self._buffers(x)
         gain = t.alpha * power / (t.alpha**2 * power + t.sigma**2)
         filtered = torch.fft.irfft2(torch.fft.rfft2(x - t.alpha * mean) * gain, s=x.shape[-2:])

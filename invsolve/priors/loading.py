@@ -44,8 +44,8 @@ def load_prior(
     """An unconditional pixel diffusion model in diffusers' folder format, as a prior.
 
     Args:
-        name: a shipped name ("photo"), a local folder that holds model_index.json (or unet/ and scheduler/), or a hub id
-            ("google/ddpm-celebahq-256").
+        name: a shipped name ("photo"), a local folder with unet/ and scheduler/ (or their files side by side, as older
+            models on the hub have them), or a hub id ("google/ddpm-celebahq-256").
         device: "auto", or any torch device.
         precision: "float32" or "bf16" (autocast inside the network).
         channels_last: store the network's tensors channels-last; compile: run the network through torch.compile.
@@ -53,14 +53,14 @@ def load_prior(
 
     Raises FileNotFoundError if nothing is found under the name (with the names there are), and ValueError if the weights
     do not fit the configuration in any key, are not finite, do not match the checksum of their card, or if the
-    scheduler's prediction type is not known.
+    scheduler's configuration does not tell the noise levels and the prediction type of the network.
     """
     folder = _find(str(name), allow_download)
     card = _read_card(folder)
     # Parameters born under inference_mode could never be differentiated through.
     with torch.inference_mode(False):
-        unet, digest = _load_unet(folder / "unet", card)
-        table, prediction = _read_scheduler(folder / "scheduler")
+        unet, digest = _load_unet(_part(folder, "unet"), card)
+        table, prediction = _read_scheduler(_part(folder, "scheduler"))
         prior = NetworkPrior(
             unet.to(resolve_device(device)),
             table,
@@ -80,9 +80,15 @@ def _call_unet(net: Any, x: Tensor, time: Tensor) -> Tensor:
     return net(x, time, return_dict=False)[0]
 
 
+def _part(folder: Path, name: str) -> Path:
+    """The folder of one part of a pipeline: its own, or (as diffusers has it) that of the pipeline."""
+    return folder / name if (folder / name).is_dir() or not (folder / "config.json").is_file() else folder
+
+
 def _find(name: str, allow_download: bool) -> Path:
     for folder in (resource("data", "priors", name), Path(name).expanduser()):
-        if (folder / "unet").is_dir():
+        flat = (folder / "config.json").is_file() and (folder / "scheduler_config.json").is_file()
+        if (folder / "unet").is_dir() or flat:
             return folder
     if Path(name).expanduser().exists():
         raise FileNotFoundError(f"{name} exists but holds no unet/ folder; a diffusers pipeline folder is needed")
@@ -92,15 +98,18 @@ def _find(name: str, allow_download: bool) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"no prior {name!r}: not shipped (there are: {', '.join(known) or 'none'}) and no such folder{hint}")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    patterns = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
+    weights = "diffusion_pytorch_model.safetensors"
+    patterns = ["card.yaml", "config.json", "scheduler_config.json", weights, "unet/config.json", f"unet/{weights}", "scheduler/*.json"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not allow_download))
-    except LocalEntryNotFoundError as error:
+    except OSError as error:
         if allow_download:
-            raise FileNotFoundError(f"{name} could not be fetched from the hub: {error}") from error
-        raise FileNotFoundError(f"{name} is not in the local hub cache; pass allow_download=True to fetch it{hint}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise FileNotFoundError(f"{name} is no folder and could not be fetched from the hub: {reason}") from error
+        raise FileNotFoundError(
+            f"{name} is no folder and not in the local hub cache; pass allow_download=True to fetch it{hint}"
+        ) from error
 
 
 def _read_card(folder: Path) -> dict[str, Any]:
@@ -127,14 +136,17 @@ def _load_unet(folder: Path, card: dict[str, Any]) -> tuple[Any, str]:
     expected = card.get("sha256")
     if expected and expected != digest:
         raise ValueError(f"{path} has sha256 {digest[:12]}..., its card says {str(expected)[:12]}...; the file is damaged or was replaced")
-    config = json.loads((folder / "config.json").read_text())
+    config = _read_json(folder / "config.json", "without it the network cannot be built")
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ValueError(f"{folder} holds a {config['_class_name']}; an unconditional UNet2DModel is needed")
+    for key in ("class_embed_type", "num_class_embeds"):
+        if config.get(key) is not None:
+            raise ValueError(f"{folder} holds a class-conditional network ({key}={config[key]!r}); an unconditional one is needed")
     network = UNet2DModel.from_config(config)
     weights = load_file(path)
     wanted = network.state_dict()
     missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    wrong = [k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape]
+    wrong = sorted(k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape)
     for keys, what in ((missing, "are missing"), (extra, "are unknown to the network"), (wrong, "have another shape")):
         if keys:
             raise ValueError(f"{path} does not fit its config.json: {len(keys)} weights {what}, such as {keys[0]}")
@@ -148,15 +160,18 @@ def _load_unet(folder: Path, card: dict[str, Any]) -> tuple[Any, str]:
 def _read_scheduler(folder: Path) -> tuple[TrainingTable, Any]:
     """The training table and the prediction type that scheduler_config.json states."""
     path = folder / "scheduler_config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; without it the noise levels of the network are unknown")
-    config = json.loads(path.read_text())
+    config = _read_json(path, "without it the noise levels of the network are unknown")
     if "Flow" in config.get("_class_name", ""):
         # A `shift` moves the sampler's grid, not the network's clock, which stays 1000 sigma.
         return TrainingTable.flow(int(config.get("num_train_timesteps", 1000))), "flow"
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction", "sample"):
         raise ValueError(f"{path}: prediction_type {prediction!r} is not known; epsilon, v_prediction or sample is needed")
+    if "beta_schedule" not in config and config.get("trained_betas") is None:
+        # Such as the variance-exploding, EDM and consistency schedulers, whose networks speak of noise in other ways.
+        raise ValueError(f"{path}: {config.get('_class_name', 'this scheduler')} states no beta_schedule; a DDPM-like one is needed")
+    if config.get("rescale_betas_zero_snr"):
+        raise ValueError(f"{path}: rescale_betas_zero_snr is not supported; its last level holds no signal (sigma/alpha is infinite)")
     steps = int(config.get("num_train_timesteps", 1000))
     kind = config.get("beta_schedule", "linear")
     if config.get("trained_betas") is not None:
@@ -172,6 +187,18 @@ def _read_scheduler(folder: Path) -> tuple[TrainingTable, Any]:
     else:
         raise ValueError(f"{path}: beta_schedule {kind!r} is not known; linear, scaled_linear or squaredcos_cap_v2 is needed")
     return TrainingTable.from_alpha_bars(bars), prediction
+
+
+def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; {otherwise}")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a mapping")
+    return config
 
 
 def _cosine_bars(steps: int) -> list[float]:

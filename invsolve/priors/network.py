@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -55,8 +56,18 @@ class TrainingTable:
         sigmas = [(i + 1) / train_steps for i in range(train_steps - 1)]
         return TrainingTable(tuple(math.log(s / (1 - s)) for s in sigmas), tuple(train_steps * s for s in sigmas), "flow")
 
+    def __post_init__(self) -> None:
+        rising = all(a < b for row in (self.log_ratios, self.times) for a, b in pairwise(row))
+        if not self.times or len(self.times) != len(self.log_ratios) or not rising:
+            raise ValueError("a training table needs as many log_ratios as times, at least one, both strictly increasing")
+
     def time(self, t: Level) -> float:
-        """The network time of a level, linear in log(sigma/alpha) between grid points, held constant beyond the ends."""
+        """The network time of a level, linear between grid points and held constant beyond the ends.
+
+        Linear in log(sigma/alpha), or for a "flow" table in sigma, in which the network's clock is linear.
+        """
+        if t.sigma == 0:
+            return self.times[0]
         wanted = math.log(t.ratio)
         k = bisect.bisect_left(self.log_ratios, wanted)
         if k == 0:
@@ -64,12 +75,33 @@ class TrainingTable:
         if k == len(self.times):
             return self.times[-1]
         lo, hi = self.log_ratios[k - 1], self.log_ratios[k]
+        if self.path == "flow":
+            lo, hi, wanted = (1 / (1 + math.exp(-v)) for v in (lo, hi, wanted))
         return self.times[k - 1] + (wanted - lo) / (hi - lo) * (self.times[k] - self.times[k - 1])
 
     def inside(self, t: Level) -> Level:
         """The same noise level on the network's own path."""
         scale = {"vp": t.scale, "flow": t.alpha + t.sigma, "ve": t.alpha}[self.path]
+        # A level that is on the path but for rounding is left as it is, which saves rescaling x.
+        if math.isclose(scale, 1.0, rel_tol=1e-14):
+            return t
         return Level(t.alpha / scale, t.sigma / scale)
+
+
+def revive(module: torch.nn.Module) -> torch.nn.Module:
+    """The module with every parameter and buffer that was made under inference mode replaced by a normal copy.
+
+    Autograd refuses to save inference tensors, and guided samplers differentiate through the network.
+    """
+    with torch.inference_mode(False):
+        for part in module.modules():
+            for name, p in part._parameters.items():
+                if p is not None and p.is_inference():
+                    part._parameters[name] = torch.nn.Parameter(p.clone(), requires_grad=False)
+            for name, b in part._buffers.items():
+                if b is not None and b.is_inference():
+                    part._buffers[name] = b.clone()
+    return module
 
 
 class NetworkPrior(PixelPrior):
@@ -107,7 +139,7 @@ class NetworkPrior(PixelPrior):
             raise ValueError(f"precision={precision!r}; 'float32' or 'bf16' is needed")
         if prediction == "v_prediction" and table.path != "vp":
             raise ValueError(f"prediction='v_prediction' is defined for a 'vp' table, not for {table.path!r}")
-        self.network = network.eval().requires_grad_(False)
+        self.network = revive(network).eval().requires_grad_(False)
         if channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         self.table, self.prediction, self.channels, self.multiple = table, prediction, channels, multiple
@@ -120,14 +152,14 @@ class NetworkPrior(PixelPrior):
         self._time = lru_cache(maxsize=4096)(table.time)
 
     @property
-    def device(self) -> torch.device:
-        """Where the network's weights lie."""
-        return next(self.network.parameters()).device
+    def device(self) -> torch.device | None:
+        """Where the network's weights lie; None if it has none."""
+        return next((p.device for p in self.network.parameters()), None)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The type of the network's weights."""
-        return next(self.network.parameters()).dtype
+    def dtype(self) -> torch.dtype | None:
+        """The type of the network's weights; None if it has none."""
+        return next((p.dtype for p in self.network.parameters()), None)
 
     def to(self, device: torch.device | str) -> NetworkPrior:
         """Moves the network, and returns the prior."""
@@ -164,16 +196,18 @@ class NetworkPrior(PixelPrior):
 
     def _forward(self, x: Tensor, time: float) -> tuple[Tensor, Tensor | None]:
         self.calls.forward += 1
-        if x.requires_grad:
-            x.register_hook(self._count_backward)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        steps = torch.full((x.shape[0],), time, dtype=torch.float32, device=x.device)
+        # Never in half precision, which cannot tell neighbouring times apart.
+        steps = torch.full((x.shape[0],), time, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         if self.precision == "bf16":
             with torch.autocast(x.device.type, torch.bfloat16):
                 out = self._call(self._run, x, steps).to(x.dtype)
         else:
             out = self._call(self._run, x, steps)
+        if out.requires_grad:
+            # On the output, which no other call shares; a hook on x would stay on a leaf that is used again.
+            out.register_hook(self._count_backward)
         if out.shape[1] == 2 * x.shape[1]:
             mean, fraction = out.chunk(2, dim=1)
             return mean, fraction

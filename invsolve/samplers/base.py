@@ -25,7 +25,11 @@ class State:
 
 @runtime_checkable
 class Sampler(Protocol):
-    """A method that draws from a posterior by walking a schedule."""
+    """A method that draws from a posterior by walking a schedule.
+
+    Optional: a class attribute `guided = False` for samplers that need no measurement, and `plan(schedule)`, the list of
+    moves, for those that do not walk a schedule once from top to bottom.
+    """
 
     def init(self, target: Any, x: Tensor) -> Any:
         """The state before the first move; x is noise at the first level, (B, *X)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -32,6 +32,7 @@ class Unconditional:
         eta: of "ddim": 0 deterministic, 1 ancestral.
     """
 
+    guided: ClassVar[bool] = False
     kernel: Literal["ancestral", "ddim", "euler", "heun", "dpmpp_2m"] = "ancestral"
     variance: Literal["posterior", "upper", "learned"] = "posterior"
     eta: float = 0.0

@@ -1,0 +1,215 @@
+"""The loop around the samplers: what it refuses, what it reports, and under which modes it runs."""
+
+import math
+
+import pytest
+import torch
+from problems import DOUBLE, problem_16, problem_r1, randn
+
+from invsolve import Divergence, Posterior, Trajectory, sample
+from invsolve.likelihoods import GaussianLikelihood, PoissonLikelihood
+from invsolve.memory import activation_bytes, rows_that_fit
+from invsolve.priors import GaussianPrior, NetworkPrior, TrainingTable
+from invsolve.samplers import DPS, Unconditional
+from invsolve.schedules import DDPM, Karras, Levels, alpha_bars
+from operators import GaussianBlur, Inpainting, Matrix
+
+STEPS = DDPM(steps=15)
+
+
+def run(sampler, target, schedule=STEPS, **kwargs):
+    return sample(sampler, target, schedule, progress=False, **kwargs)
+
+
+class Convolution(torch.nn.Module):
+    """A small differentiable network with no trained meaning."""
+
+    def __init__(self, out=3):
+        super().__init__()
+        self.inner = torch.nn.Conv2d(3, out, 3, padding=1)
+        for k, p in enumerate(self.inner.parameters()):
+            p.data = 0.1 * randn(*p.shape, seed=k).float()
+
+    def forward(self, x, time):
+        return torch.tanh(self.inner(x)) + time.view(-1, 1, 1, 1) * 1e-4
+
+
+def network_prior(out=3):
+    return NetworkPrior(Convolution(out), TrainingTable.from_alpha_bars(alpha_bars(1e-4, 2e-2, 1000)), "v_prediction")
+
+
+def image_posterior(prior=None, rows=1):
+    operator = Inpainting(image_shape=(3, 8, 8), kind="box", size=4, seed=0)
+    truth = 0.5 * randn(rows, 3, 8, 8, seed=3).float()
+    return Posterior(prior or network_prior(), GaussianLikelihood(operator, operator.measure(truth, 0.05), sigma=0.05))
+
+
+def test_shapes_and_default_ids():
+    posterior = problem_16(rows=3)
+    assert run(DPS(), posterior, n=4).shape == (3, 4, 1, 4, 4)
+    assert torch.equal(run(DPS(), posterior), run(DPS(), posterior, ids=range(3)))
+    assert run(Unconditional(), posterior.prior, n=4, ids=["a", "b"]).shape == (2, 4, 1, 4, 4)
+    assert run(Unconditional(), network_prior(), n=2, shape=(3, 16, 8)).shape == (1, 2, 3, 16, 8)
+
+
+def test_one_measurement_may_serve_several_ids():
+    posterior = problem_16()
+    draws = run(DPS(), posterior, ids=["a", "b"])
+    assert draws.shape[:2] == (2, 1) and not torch.allclose(draws[0], draws[1])
+    assert torch.allclose(draws[1], run(DPS(), posterior, ids=["b"])[0], atol=1e-10)
+
+
+@pytest.mark.parametrize("sampler", [DPS(), DPS(variant="squared", zeta=1e-3), Unconditional()], ids=repr)
+@pytest.mark.parametrize("prior", [None, "gaussian"])
+def test_inference_mode_changes_nothing(sampler, prior):
+    def build():
+        gaussian = GaussianPrior(torch.zeros(3, 8, 8), torch.eye(192)) if prior else None
+        return image_posterior(gaussian)
+
+    expected = run(sampler, build(), n=2)
+    with torch.inference_mode():
+        inside = run(sampler, build(), n=2)
+    assert torch.equal(expected, inside)
+
+
+def test_under_lightning_predict():
+    from lightning import LightningModule, Trainer
+    from torch.utils.data import DataLoader
+
+    operator, prior = GaussianBlur(image_shape=(3, 8, 8), std=1.0), network_prior()
+    y = operator.measure(0.5 * randn(2, 3, 8, 8).float(), 0.05)
+
+    class Reconstruct(LightningModule):
+        def predict_step(self, batch, index):
+            assert torch.is_inference_mode_enabled()
+            return run(DPS(), Posterior(prior, GaussianLikelihood(operator, batch, sigma=0.05)))
+
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    (inside,) = trainer.predict(Reconstruct(), DataLoader(y, batch_size=2))
+    assert torch.equal(inside, run(DPS(), Posterior(prior, GaussianLikelihood(operator, y, sigma=0.05))))
+
+
+def test_a_deepinv_physics_gives_what_our_operator_gives():
+    import deepinv
+
+    ours = Inpainting(image_shape=(3, 8, 8), kind="box", size=4, seed=0)
+    theirs = deepinv.physics.Inpainting(img_size=(3, 8, 8), mask=ours.mask.float())
+    y, prior = ours.measure(0.5 * randn(1, 3, 8, 8).float(), 0.05), network_prior()
+    a, b = (run(DPS(), Posterior(prior, GaussianLikelihood(op, y, sigma=0.05))) for op in (ours, theirs))
+    assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_observer_sees_every_step_and_trajectories_are_copies():
+    posterior, seen, keep = problem_16(rows=2), [], Trajectory(every=4, rows=[(1, 0)])
+
+    def both(event):
+        seen.append((event.index, event.move.t.sigma, tuple(event.rows)))
+        keep(event)
+
+    draws = run(DPS(), posterior, n=2, observe=both)
+    assert [s[0] for s in seen] == list(range(15)) and seen[0][2] == ((0, 0), (0, 1), (1, 0), (1, 1))
+    assert list(keep.frames) == [(1, 0)]
+    frames = keep.frames[(1, 0)]
+    assert [m.index for m, _ in frames] == [0, 4, 8, 12, 14]
+    # The last move of the ancestral step puts x at x0_hat, and the norm step adds at most zeta |A' r|/|r| to it.
+    assert float((frames[-1][1] - draws[1, 0]).norm()) < 1.0 + 1e-9
+
+
+def test_divergence_names_step_level_image_and_cause():
+    posterior = problem_16(rows=2)
+    with pytest.raises(Divergence, match=r"image 'left', sample 0: step \d+ of 15, level alpha=.* sigma=.*zeta"):
+        run(DPS(zeta=1e6), posterior, ids=["left", "right"])
+
+    class Broken(GaussianPrior):
+        def denoise(self, x, t):
+            return super().denoise(x, t) * (math.nan if t.sigma < 0.5 else 1.0)
+
+    broken = Broken(posterior.prior.mean, posterior.prior.cov)
+    with pytest.raises(Divergence, match="largest .x. is nan"):
+        run(Unconditional(), broken)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"n": 0}, ValueError, "n=0"),
+        ({"ids": ["a"]}, ValueError, "1 ids for 2 measurements"),
+        ({"ids": ["a", "a"]}, ValueError, "must differ"),
+        ({"ids": []}, ValueError, "ids is empty"),
+        ({"ids": [0.5, 1.5]}, TypeError, "0.5 is a float"),
+        ({"shape": (3, 3)}, ValueError, "shape=.3, 3."),
+        ({"memory_gb": 0}, ValueError, "memory_gb=0"),
+        ({"noise_device": "gpu"}, ValueError, "noise_device|'gpu'"),
+    ],
+)
+def test_refusals(change, error, message):
+    with pytest.raises(error, match=message):
+        run(DPS(), problem_16(rows=2), **change)
+
+
+def test_refusals_that_need_other_targets():
+    with pytest.raises(ValueError, match="shape of a signal is not known"):
+        run(Unconditional(), network_prior())
+    with pytest.raises(ValueError, match="multiples of 8; 12 is not"):
+        prior = network_prior()
+        prior.multiple = 8
+        run(Unconditional(), prior, shape=(3, 8, 12))
+    r1 = problem_r1()
+    silent = Posterior(r1.prior, GaussianLikelihood(r1.likelihood.operator, r1.likelihood.y, sigma=0.0))
+    with pytest.raises(ValueError, match="divides by sigma"):
+        run(DPS(variant="squared"), silent)
+    assert torch.isfinite(run(DPS(variant="norm"), silent)).all(), "the norm step never divides by sigma"
+    with pytest.raises(ValueError, match="no learned variance"):
+        run(DPS(variant="official"), r1)
+    with pytest.raises(ValueError, match="needs a measurement"):
+        run(DPS(), r1.prior)
+
+
+def test_learned_variance_channels_are_used():
+    prior = network_prior(out=6)
+    target = image_posterior(prior)
+    learned, small = run(DPS(), target), run(DPS(variance="posterior"), target)
+    assert torch.isfinite(learned).all() and not torch.allclose(learned, small)
+    assert torch.equal(learned, run(DPS(variance="learned"), target))
+
+
+def test_dps_with_poisson_noise():
+    operator = Matrix(randn(5, 4).abs(), (4,))
+    prior = GaussianPrior(torch.zeros(4, dtype=DOUBLE), 0.1 * torch.eye(4, dtype=DOUBLE))
+    y = operator.A((prior.draw(1) + 1) / 2)
+    target = Posterior(prior, PoissonLikelihood(operator, y, gain=0.01))
+    draws = run(DPS(variant="squared"), target, DDPM(steps=200), n=64)[0]
+    free = run(Unconditional(), prior, DDPM(steps=200), n=64)[0]
+    assert float(target.likelihood.discrepancy(draws).mean()) < 0.25 * float(target.likelihood.discrepancy(free).mean())
+
+
+def test_any_schedule_walks_one_prior():
+    """VP, VE and user levels sample the same prior: its mean within 5 standard errors of 600 draws."""
+    prior = problem_16().prior
+    user = Levels(tuple((1.0, s) for s in (50.0, 20.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.05, 0.0)))
+    for schedule in (DDPM(steps=50), Karras(steps=30), user):
+        draws = run(Unconditional(), prior, schedule, n=600)[0]
+        error = (draws.mean(0) - prior.mean) / (prior.cov.diagonal().reshape(1, 4, 4) / 600).sqrt()
+        assert float(error.abs().max()) < 5
+
+
+def test_calls_are_counted():
+    prior = network_prior()
+    run(DPS(), image_posterior(prior), n=2)
+    assert (prior.calls.forward, prior.calls.backward) == (15, 15)
+    run(Unconditional(kernel="heun"), prior, n=2, shape=(3, 8, 8))
+    assert (prior.calls.forward, prior.calls.backward) == (15 + 29, 15)
+
+
+def test_memory_measurement_counts_activations_and_not_weights():
+    prior, x = network_prior(), torch.zeros(1, 3, 64, 64)
+    level = STEPS.levels()[0]
+    one = activation_bytes(prior, x, level)
+    four = activation_bytes(prior, torch.zeros(4, 3, 64, 64), level)
+    assert one >= 2 * x.numel() * 4
+    assert abs(four / one - 4) < 0.1
+    per_row = (1.5 * one + 10 * x.numel() * 4) / 2**30
+    target = Posterior(prior)
+    fits = rows_that_fit(target, (3, 64, 64), torch.float32, torch.device("cpu"), 100, 7.5 * per_row, level)
+    assert fits == 7
+    assert rows_that_fit(target, (3, 64, 64), torch.float32, torch.device("cpu"), 100, 1e-9, level) == 1
