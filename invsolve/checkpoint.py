@@ -16,14 +16,7 @@ from invsolve.noise import Row
 
 
 def fingerprint(
-    sampler: Any,
-    target: Any,
-    steps: Sequence[Move],
-    seed: int,
-    rows: Sequence[Row],
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    chunk: int,
+    sampler: Any, target: Any, steps: Sequence[Move], seed: int, rows: Sequence[Row], shape: tuple[int, ...], dtype: torch.dtype
 ) -> dict[str, str]:
     """What a run is made of, by name; two runs with the same are the same run."""
     y = getattr(target.likelihood, "y", None)
@@ -33,7 +26,7 @@ def fingerprint(
         "schedule": hashlib.sha256(repr([(m.t, m.s) for m in steps]).encode()).hexdigest(),
         "seed": repr(seed),
         "rows": repr(list(rows)),
-        "shape": repr((shape, dtype, chunk)),
+        "shape": repr((shape, dtype)),
         "measurement": hashlib.sha256(data).hexdigest(),
         "prior": f"{type(target.prior).__name__} {getattr(target.prior, 'weights_sha256', '')}",
     }
@@ -45,15 +38,20 @@ class Checkpoint:
     Raises ValueError if the file belongs to another run (and names what differs); it is never overwritten then.
     """
 
-    def __init__(self, path: str | Path, identity: dict[str, str], every: int):
+    def __init__(self, path: str | Path, identity: dict[str, str], every: int, chunk: int):
         self.path, self.identity, self.every = Path(path), identity, every
-        self.content: dict[str, Any] = {"identity": identity, "finished": {}, "running": None}
+        self.content: dict[str, Any] = {"identity": identity, "chunk": chunk, "finished": {}, "running": None}
         if self.path.exists():
             held = torch.load(self.path, map_location="cpu", weights_only=True)
             differing = [k for k, v in identity.items() if held.get("identity", {}).get(k) != v]
             if differing:
                 raise ValueError(f"{self.path} belongs to another run: {', '.join(differing)} differ; choose another file or delete it")
             self.content = held
+
+    @property
+    def chunk(self) -> int:
+        """Rows in a chunk: those of the run that began the file, whatever memory is free now."""
+        return int(self.content["chunk"])
 
     def finished(self, number: int) -> Tensor | None:
         """The result of a chunk, if it is done."""

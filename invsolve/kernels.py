@@ -67,18 +67,18 @@ def euler(x: Tensor, x0: Tensor, move: Move) -> Tensor:
 def ancestral(x: Tensor, x0: Tensor, move: Move, z: Tensor, variance: Variance | Tensor = "posterior") -> Tensor:
     """A draw of q(x_s | x_t, x_0 = x0), with a choice of variance; no noise when the move ends at sigma = 0.
 
-    Ho et al. 2020, equation 7 ("posterior" is their fixed-small, "upper" their fixed-large variance beta). A tensor is the
-    raw output v of a network with learned variance: log variance = f log beta + (1 - f) log posterior with
-    f = (v + 1)/2 (Nichol and Dhariwal 2021, equation 15).
+    Ho et al. 2020, equation 7 ("posterior" is their fixed-small, "upper" their fixed-large variance beta, rescaled where the
+    path is not variance preserving). A tensor is the raw output v of a network with learned variance: log variance =
+    f log upper + (1 - f) log posterior with f = (v + 1)/2 (Nichol and Dhariwal 2021, equation 15).
     """
     mean = _deterministic_part(x, x0, move, move.posterior_variance)
     if move.last:
         return mean
     if isinstance(variance, Tensor):
-        low, high = 0.5 * math.log(move.posterior_variance), 0.5 * math.log(move.forward_variance)
+        low, high = 0.5 * math.log(move.posterior_variance), 0.5 * math.log(move.upper_variance)
         std = torch.exp(variance * ((high - low) / 2) + (high + low) / 2)
         return torch.addcmul(mean, std, z)
-    chosen = {"posterior": move.posterior_variance, "upper": move.forward_variance}
+    chosen = {"posterior": move.posterior_variance, "upper": move.upper_variance}
     if variance not in chosen:
         raise ValueError(f"variance={variance!r}; one of {sorted(chosen)} or a tensor is needed")
     return torch.add(mean, z, alpha=math.sqrt(chosen[variance]))

@@ -52,6 +52,11 @@ class Move:
         return self.t.alpha**2 * (self.t.ratio - self.s.ratio) * (self.t.ratio + self.s.ratio)
 
     @property
+    def upper_variance(self) -> float:
+        """Variance of q(x_s | x_t) if x_0 were N(0, I); beta of DDPM on its path, and the same rescaled on any other."""
+        return self.forward_variance * (self.s.scale / self.t.scale) ** 2
+
+    @property
     def posterior_variance(self) -> float:
         """Variance of q(x_s | x_t, x_0) (Ho et al. 2020, equation 7, for any alpha and sigma)."""
         return self.forward_variance * (self.s.sigma / self.t.sigma) ** 2

@@ -16,3 +16,9 @@ def resource(*parts: str) -> Path:
     installed = _PACKAGE / "_resources"
     root = installed if installed.is_dir() else _PACKAGE.parent
     return root.joinpath(*parts)
+
+
+def shipped_priors() -> list[str]:
+    """Names of the priors that come with the package."""
+    folder = resource("data", "priors")
+    return sorted(p.name for p in folder.iterdir() if (p / "model_index.json").exists()) if folder.is_dir() else []

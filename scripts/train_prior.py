@@ -89,9 +89,7 @@ class DiffusionTraining(LightningModule):
         uniform = torch.rand(batch, device=self.device) * 999
         low = uniform.floor().long().clamp(max=998)
         along = table[low] + (uniform - low) * (table[low + 1] - table[low])
-        ratio = torch.where(torch.rand(batch, device=self.device) < 0.2, along, log_normal).clamp(
-            float(table[0]), float(table[-1])
-        )
+        ratio = torch.where(torch.rand(batch, device=self.device) < 0.2, along, log_normal).clamp(float(table[0]), float(table[-1]))
         k = torch.searchsorted(table, ratio).clamp(1, 999)
         t = (k - 1) + (ratio - table[k - 1]) / (table[k] - table[k - 1])
         alpha = torch.sigmoid(-2 * ratio).sqrt()
@@ -158,9 +156,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="stop after this long (a checkpoint is kept)")
     parser.add_argument("--finish", action="store_true", help="anneal the rate to zero over this session and export")
     parser.add_argument("--export", type=Path, default=None, help="folder to export to (default: WORK/export)")
-    parser.add_argument(
-        "--images", type=Path, default=None, help="a folder of your own images in place of the shipped photographs"
-    )
+    parser.add_argument("--images", type=Path, default=None, help="a folder of your own images in place of the shipped photographs")
     parser.add_argument("--leaves", type=float, default=0.45, help="share of dead-leaves images")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 128])
     parser.add_argument("--batch", type=int, default=16)

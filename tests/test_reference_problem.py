@@ -133,7 +133,10 @@ def test_mixture_weights_with_the_exact_denoiser():
 def test_zero_guidance_and_infinite_noise_give_the_prior():
     posterior = problem_r1()
     prior_law = output_law(FIXED_SMALL, posterior.prior, DDPM(steps=50))
-    for target in (posterior, Posterior(posterior.prior, type(posterior.likelihood)(posterior.likelihood.operator, posterior.likelihood.y, 1e8))):
+    for target in (
+        posterior,
+        Posterior(posterior.prior, type(posterior.likelihood)(posterior.likelihood.operator, posterior.likelihood.y, 1e8)),
+    ):
         zeta = 0.0 if target is posterior else 1.0
         mean, cov = output_law(DPS(zeta=zeta, variant="squared"), target, DDPM(steps=50))
         assert torch.allclose(mean, prior_law[0], atol=1e-12) and torch.allclose(cov, prior_law[1], atol=1e-12)

@@ -2,8 +2,9 @@
 
 from invsolve.priors.analytic import GaussianMixturePrior, GaussianPrior, StationaryGaussianPrior
 from invsolve.priors.base import PixelPrior, Prior
-from invsolve.priors.loading import load_prior, resolve_device, shipped_priors
+from invsolve.priors.loading import load_prior, resolve_device
 from invsolve.priors.network import NetworkPrior, TrainingTable
+from invsolve.resources import shipped_priors
 
 __all__ = [
     "GaussianMixturePrior",

@@ -13,14 +13,8 @@ import torch
 from torch import Tensor
 
 from invsolve.priors.network import NetworkPrior, TrainingTable
-from invsolve.resources import resource
+from invsolve.resources import resource, shipped_priors
 from invsolve.schedules import alpha_bars
-
-
-def shipped_priors() -> list[str]:
-    """Names of the priors that come with the package."""
-    folder = resource("data", "priors")
-    return sorted(p.name for p in folder.iterdir() if (p / "model_index.json").exists()) if folder.is_dir() else []
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:

@@ -47,7 +47,9 @@ class TrainingTable:
 
     @staticmethod
     def from_alpha_bars(alpha_bars: Sequence[float]) -> TrainingTable:
-        """The table of a DDPM-like network with times 0 .. T-1."""
+        """The table of a DDPM-like network with times 0 .. T-1. Raises ValueError unless 0 < alpha_bar < 1 and decreasing."""
+        if not all(0 < a < 1 for a in alpha_bars):
+            raise ValueError(f"alpha_bar must lie strictly between 0 and 1, but runs from {alpha_bars[0]:g} to {alpha_bars[-1]:g}")
         return TrainingTable(tuple(0.5 * math.log((1 - a) / a) for a in alpha_bars), tuple(map(float, range(len(alpha_bars)))))
 
     @staticmethod
