@@ -93,7 +93,7 @@ class MeasuredLikelihood:
         moved = copy.copy(self)
         moved.y = self.y.to(device=device, dtype=dtype.to_complex() if dtype and self.y.is_complex() else dtype)
         moved.measured = self.measured.to(device=device)
-        if device is not None and device != self.y.device:
+        if device is not None and any(b.device != device for b in self.operator.buffers()):
             moved.operator = copy.deepcopy(self.operator).to(device)
         return moved
 
@@ -157,13 +157,20 @@ class GaussianLikelihood(MeasuredLikelihood):
             raise TypeError(f"{what} needs a linear operator; {type(self.operator).__name__} is not linear")
         return self.operator
 
+    def _gamma(self, what: str, rho: float) -> float:
+        """rho^2 / sigma^2: how much the data weigh against N(v, rho^2 I)."""
+        sigma = self._positive_sigma(what)
+        if not (math.isfinite(rho) and rho >= 0):
+            raise ValueError(f"rho={rho}; a finite number >= 0 is needed")
+        return (rho / sigma) ** 2
+
     def prox(self, v: Tensor, rho: float) -> Tensor:
         """argmin_x ||y - A x||^2 / (2 sigma^2) + ||x - v||^2 / (2 rho^2), (B, *X).
 
         Closed form where the operator has one, conjugate gradients otherwise; the posterior mean under N(v, rho^2 I).
         """
-        operator = self._linear("prox")
-        return operator.prox_l2(v, self.y, rho**2 / self._positive_sigma("prox") ** 2)
+        operator, gamma = self._linear("prox"), self._gamma("prox", rho)
+        return operator.prox_l2(v, self.y, gamma)
 
     def sample_given(self, v: Tensor, rho: float, noise: NoiseSource) -> Tensor:
         """A draw of p(x | y) under the prior N(v, rho^2 I), exact up to the solver's tolerance, (B, *X).
@@ -171,12 +178,11 @@ class GaussianLikelihood(MeasuredLikelihood):
         Perturbation sampling (Papandreou and Yuille, NeurIPS 2010): the prox of a perturbed centre and measurement.
         Draws from `noise` first in the shape of x, then in the shape of y (of its real and imaginary parts, if complex).
         """
-        operator = self._linear("sample_given")
-        sigma = self._positive_sigma("sample_given")
+        operator, gamma = self._linear("sample_given"), self._gamma("sample_given", rho)
         centre = torch.add(v, noise.normal(v.shape[1:]).to(v), alpha=rho)
         n = torch.view_as_complex(noise.normal((*self.y.shape[1:], 2))) if self.y.is_complex() else noise.normal(self.y.shape[1:])
-        y = torch.add(self.y, n.to(self.y), alpha=sigma)
-        return operator.prox_l2(centre, y, rho**2 / sigma**2)
+        y = torch.add(self.y, n.to(self.y), alpha=self.sigma)
+        return operator.prox_l2(centre, y, gamma)
 
     def guide(self, x0: Tensor, r2: float) -> Tensor:
         """A^T (r2 A A^T + sigma^2 I)^-1 (y - A x0), (B, *X): the score of y under N(x0, r2 I) pushed through A.
@@ -184,8 +190,9 @@ class GaussianLikelihood(MeasuredLikelihood):
         Song et al., "Pseudoinverse-guided diffusion models", ICLR 2023, equation 7. Equal to (prox(x0, sqrt(r2)) - x0)/r2,
         computed from the residual, so that nothing cancels where r2 is small.
         """
-        operator = self._linear("guide")
-        gamma = r2 / self._positive_sigma("guide") ** 2
+        if not r2 > 0:
+            raise ValueError(f"r2={r2}; a number > 0 is needed")
+        operator, gamma = self._linear("guide"), self._gamma("guide", math.sqrt(r2))
         return operator.prox_l2(torch.zeros_like(x0), self.residual(x0), gamma) / r2
 
 
@@ -295,8 +302,9 @@ class PulledBack:
         return PulledBack(move(device, dtype) if move else self.inner, self.decode)
 
     def _pull(self, z: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
+        # Also where the caller runs under inference mode, whose tensors autograd refuses.
+        with torch.inference_mode(False), torch.enable_grad():
+            z = (z.clone() if z.is_inference() else z.detach()).requires_grad_()
             x = self.decode(z)
         (grad,) = torch.autograd.grad(x, z, gradient(x.detach()))
         return grad

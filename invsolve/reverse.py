@@ -27,8 +27,9 @@ def linearize(prior: Any, x: Tensor, t: Level) -> Linearized:
 
     x0 and fraction are detached; the graph is freed by the first `pull`.
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
+    # Also where the caller runs under inference mode, whose tensors autograd refuses.
+    with torch.inference_mode(False), torch.enable_grad():
+        x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
         with_variance = getattr(prior, "denoise_with_variance", None)
         x0, fraction = with_variance(x, t) if with_variance else (prior.denoise(x, t), None)
 

@@ -70,13 +70,12 @@ class DiffusionTraining(LightningModule):
         self.register_buffer("log_ratio", (0.5 * torch.log((1 - alpha_bar) / alpha_bar)).float(), persistent=False)
         self.finish_s: float | None = None  # seconds over which the rate goes to zero
         self.started = time.monotonic()
-        from kornia.augmentation import AugmentationSequential, ColorJitter, RandomGrayscale, RandomInvert
+        from kornia.augmentation import AugmentationSequential, ColorJitter, RandomGrayscale
 
         # kornia's colour operations live in [0, 1]; the images come and go in [-1, 1].
         self.augment = AugmentationSequential(
-            ColorJitter(0.15, (0.75, 1.2), (0.6, 1.4), 0.06, p=0.5),
+            ColorJitter(0.12, (0.8, 1.2), (0.6, 1.4), 0.04, p=0.4),
             RandomGrayscale(p=0.05),
-            RandomInvert(p=0.02),
             same_on_batch=False,
         )
 
@@ -157,7 +156,7 @@ def main() -> None:
     parser.add_argument("--finish", action="store_true", help="anneal the rate to zero over this session and export")
     parser.add_argument("--export", type=Path, default=None, help="folder to export to (default: WORK/export)")
     parser.add_argument("--images", type=Path, default=None, help="a folder of your own images in place of the shipped photographs")
-    parser.add_argument("--leaves", type=float, default=0.45, help="share of dead-leaves images")
+    parser.add_argument("--leaves", type=float, default=0.35, help="share of dead-leaves images")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 128])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=64)

@@ -137,7 +137,7 @@ def dead_leaves(rng: np.random.Generator, side: int = 512) -> torch.Tensor:
     big = 2 * side
     labels = Image.new("I", (big, big), 0)
     draw = ImageDraw.Draw(labels)
-    smallest, largest = np.exp(rng.uniform(np.log(4), np.log(50))), big * rng.uniform(0.1, 0.5)
+    smallest, largest = np.exp(rng.uniform(np.log(4), np.log(100))), big * rng.uniform(0.1, 0.5)
     # Every octave of radii covers the same area; draw until the canvas is covered `layers` times over.
     mean_area = 0.5 * np.pi * 2 * smallest**2 * np.log(largest / smallest)
     layers = rng.uniform(1.0, 4.0)
@@ -165,8 +165,9 @@ def dead_leaves(rng: np.random.Generator, side: int = 512) -> torch.Tensor:
         plane = colours[label, c] + light * tint[c]
         planes.append(plane.reshape(side, 2, side, 2).mean((1, 3)))
     image = np.stack(planes)
-    blur = rng.choice([0.0, 0.0, 0.6, 1.2])
-    if blur:
+    # Photographs are rarely sharp to the pixel: most canvases are blurred, at scales from half a pixel to several.
+    if rng.random() < 0.65:
+        blur = np.exp(rng.uniform(np.log(0.5), np.log(4.0)))
         from scipy.ndimage import gaussian_filter
 
         image = gaussian_filter(image, (0, blur, blur), mode="reflect")
@@ -183,7 +184,7 @@ class TrainingImages(IterableDataset):  # type: ignore[type-arg]
         seed: root seed; each worker and each restart (`epoch`) draws its own stream.
     """
 
-    def __init__(self, size: int = 64, leaves: float = 0.45, folder: Path | None = None, seed: int = 0, epoch: int = 0):
+    def __init__(self, size: int = 64, leaves: float = 0.35, folder: Path | None = None, seed: int = 0, epoch: int = 0):
         self.size, self.leaves, self.seed, self.epoch = size, leaves, seed, epoch
         self.paths = training_photo_paths(folder)
 
@@ -202,8 +203,9 @@ class TrainingImages(IterableDataset):  # type: ignore[type-arg]
                 image = pool[rng.integers(len(pool))]
             else:
                 levels = photos[rng.choice(len(photos), p=weight)]
-                # The full resolution holds most of the pixels; coarser copies hold most of the structure.
-                image = levels[rng.integers(len(levels))]
+                # Scales 1, 0.7, 0.5, ... in proportion: photographs are mostly looked at near their own resolution.
+                share = 0.7 ** np.arange(len(levels))
+                image = levels[rng.choice(len(levels), p=share / share.sum())]
             i, j = (int(rng.integers(n - self.size + 1)) for n in image.shape[1:])
             crop = image[:, i : i + self.size, j : j + self.size].float() / 127.5 - 1
             yield _relight(crop, rng)
@@ -218,6 +220,6 @@ def _relight(crop: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         dark, bright = np.sort(_colours(rng, 2), axis=0).astype(np.float32) * 2 - 1
         t = (crop[:1] + 1) / 2
         crop = torch.from_numpy(dark)[:, None, None] * (1 - t) + torch.from_numpy(bright)[:, None, None] * t
-    if rng.random() < 0.1:
+    if rng.random() < 0.03:
         crop = crop[torch.from_numpy(rng.permutation(3))]
     return crop.contiguous()

@@ -170,7 +170,7 @@ def test_euler_is_transport_along_the_noise_and_heun_averages_the_ends(move):
 
 def test_two_step_kernel_is_the_published_formula():
     before, move = Level(0.5, 4.0), MOVES["any"]
-    (a_t, s_t), (a_s, s_s) = move.t, move.s
+    s_t, (a_s, s_s) = move.t.sigma, move.s
     lam, lam_s, lam_before = (math.log(level.alpha / level.sigma) for level in (move.t, move.s, before))
     h = lam_s - lam
     r = (lam - lam_before) / h

@@ -121,6 +121,17 @@ def test_linearize_gives_detached_values_and_leaves_its_input_alone():
     assert float(out.pull(torch.ones_like(x)).abs().max()) > 0
 
 
+@pytest.mark.parametrize("make", [gaussian, mixture], ids=["gauss", "mix"])
+def test_linearize_works_under_inference_mode(make):
+    prior, t = make(), LEVELS[0]
+    x, v = noisy(prior, t), randn(5, *prior.image_shape, seed=3)
+    expected = linearize(prior, x, t)
+    with torch.inference_mode():
+        out = linearize(make(), x.clone(), t)
+        assert torch.equal(out.x0, expected.x0)
+        assert torch.equal(out.pull(v.clone()), expected.pull(v))
+
+
 @each_level
 def test_rows_do_not_see_each_other(t):
     prior = mixture()

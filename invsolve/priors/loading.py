@@ -127,9 +127,9 @@ def _load_unet(folder: Path, card: dict[str, Any]) -> tuple[Any, str]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; weights are read from safetensors only (diffusers can convert others)")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    expected = card.get("sha256")
-    if expected and expected != digest:
-        raise ValueError(f"{path} has sha256 {digest[:12]}..., its card says {str(expected)[:12]}...; the file is damaged or was replaced")
+    expected = str(card.get("sha256", digest))
+    if expected != digest:
+        raise ValueError(f"{path} has sha256 {digest[:12]}..., its card says {expected[:12]}...; the file is damaged or was replaced")
     config = _read_json(folder / "config.json", "without it the network cannot be built")
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ValueError(f"{folder} holds a {config['_class_name']}; an unconditional UNet2DModel is needed")
