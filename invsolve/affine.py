@@ -58,7 +58,7 @@ def output_law(sampler: Any, target: Any, schedule: Schedule, start: Tensor | No
     target = target if isinstance(target, Posterior) else Posterior(target)
     plan = getattr(sampler, "plan", None)
     steps = plan(schedule) if plan else moves(schedule)
-    mean = target.prior.mean if target.likelihood is None else target.likelihood.y
+    mean = target.prior.mean
     shape = tuple(getattr(target.likelihood, "image_shape", None) or target.prior.image_shape)
     n = math.prod(shape)
     root = torch.eye(n, dtype=mean.dtype) * steps[0].t.sigma if start is None else start.to(mean.dtype)

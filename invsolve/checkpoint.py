@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,48 @@ from invsolve.levels import Move
 from invsolve.noise import Row
 
 
+def _feed(digest: Any, value: Any) -> None:
+    """Feeds what a component is made of: its type, numbers, strings and tensors, at any depth; never its caches."""
+    digest.update(type(value).__qualname__.encode())
+    if isinstance(value, Tensor):
+        held = value.detach().cpu().contiguous()
+        digest.update(repr((tuple(held.shape), held.dtype)).encode() + held.flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, (int, float, str, bytes, bool, type(None), torch.dtype, torch.device)):
+        digest.update(repr(value).encode())
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _feed(digest, part)
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            digest.update(repr(key).encode())
+            _feed(digest, value[key])
+    elif isinstance(value, torch.nn.Module):
+        _feed(digest, value.state_dict())
+        _feed(digest, {k: v for k, v in vars(value).items() if isinstance(v, (int, float, str, tuple))})
+    elif hasattr(value, "__dict__"):
+        # A cache fills as a run goes on, and counters count it.
+        _feed(digest, {k: v for k, v in vars(value).items() if k not in ("_cache", "_times", "calls", "_run")})
+
+
 def fingerprint(
-    sampler: Any, target: Any, steps: Sequence[Move], seed: int, rows: Sequence[Row], shape: tuple[int, ...], dtype: torch.dtype
+    sampler: Any, target: Any, steps: Sequence[Move], seed: int, rows: Sequence[Row], shape: tuple[int, ...], dtype: torch.dtype, where: str
 ) -> dict[str, str]:
     """What a run is made of, by name; two runs with the same are the same run."""
-    y = getattr(target.likelihood, "y", None)
-    data = b"" if y is None else y.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+    def of(value: Any) -> str:
+        digest = hashlib.sha256()
+        _feed(digest, value)
+        return digest.hexdigest()
+
+    network = getattr(target.prior, "weights_sha256", "")
     return {
         "sampler": repr(sampler),
-        "schedule": hashlib.sha256(repr([(m.t, m.s) for m in steps]).encode()).hexdigest(),
-        "seed": repr(seed),
+        "schedule": of([(*m.t, *m.s) for m in steps]),
+        "seed": repr((seed, where)),
         "rows": repr(list(rows)),
         "shape": repr((shape, dtype)),
-        "measurement": hashlib.sha256(data).hexdigest(),
-        "prior": f"{type(target.prior).__name__} {getattr(target.prior, 'weights_sha256', '')}",
+        "measurement": of(target.likelihood),
+        "prior": network or of([getattr(target.prior, "network", None), target.prior]),
     }
 
 

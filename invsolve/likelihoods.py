@@ -70,7 +70,9 @@ class MeasuredLikelihood:
             raise ValueError(f"y holds {y.dtype} values; floating point is needed")
         if not bool(torch.isfinite(y).all()):
             bad = int((~torch.isfinite(y)).sum())
-            raise ValueError(f"y holds {bad} NaN or infinite values of {y.numel()}; remove or mask them first")
+            raise ValueError(
+                f"y holds {bad} NaN or infinite values of {y.numel()}; remove them first (hidden pixels may hold any number, such as 0)"
+            )
         with torch.inference_mode(False):
             # A clone, for y may be an inference tensor (Lightning's default), which autograd refuses.
             self.y = self.operator.restrict(y.detach().clone())

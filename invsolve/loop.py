@@ -81,7 +81,9 @@ def sample(
         chunk = rows_that_fit(target.select(index[:1]), signal, dtype, device, len(rows), memory_gb, steps[0].t)
         store = None
         if checkpoint is not None:
-            store = Checkpoint(checkpoint, fingerprint(sampler, target, steps, seed, rows, signal, dtype), checkpoint_every, chunk)
+            store = Checkpoint(
+                checkpoint, fingerprint(sampler, target, steps, seed, rows, signal, dtype, noise_device), checkpoint_every, chunk
+            )
             chunk = store.chunk
         done: list[Tensor] = []
         with _bar(len(steps) * -(-len(rows) // chunk), type(sampler).__name__, progress) as bar:

@@ -40,8 +40,12 @@ def activation_bytes(prior: Any, x: Tensor, t: Level) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         return saved
 
+    calls = getattr(prior, "calls", None)
+    before = calls.forward if calls is not None else 0
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
         linearize(prior, x, t)
+    if calls is not None:
+        calls.forward = before  # a measurement of ours, not a call of the sampler
     return sum(seen.values())
 
 
@@ -60,6 +64,6 @@ def rows_that_fit(
     if rows == 1 or rows * signal * _GENEROUS <= limit:
         return rows
     x = torch.zeros((1, *shape), dtype=dtype, device=device)
-    # Activations, the gradients that replace them, and about ten signals of the sampler itself.
-    needed = 1.5 * activation_bytes(target.prior, x, t) + 10 * signal
+    # Activations, the gradients that replace them, about ten signals of the sampler, and two blocks of noise.
+    needed = 1.5 * activation_bytes(target.prior, x, t) + 42 * signal
     return max(1, min(rows, int(limit // needed)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,16 +120,18 @@ class Monitor:
         largest, misfit = (v.tolist() for v in reading.values)
         if self.bar is not None and self.target.likelihood is not None:
             self.bar.set_postfix_str(f"residual {sum(misfit) / len(misfit):.2f}", refresh=False)
-        limit = 1e4 * max(reading.move.s.scale, reading.move.t.scale)
+        t, magnitude = reading.move.t, getattr(self.target.prior, "magnitude", None)
+        # Far beyond anything a valid trajectory of this prior holds; without a known magnitude only non-finite values count.
+        limit = math.inf if magnitude is None else 1e4 * (max(t.alpha, 1.0) * magnitude + t.sigma)
         for r, (size, off) in enumerate(zip(largest, misfit, strict=True)):
-            if not size <= limit or off != off:
+            if not (size <= limit and size < math.inf) or math.isnan(off):
                 raise Divergence(self._message(reading.move, r, size, off))
 
     def _message(self, move: Move, r: int, size: float, off: float) -> str:
         image, k = self.rows[r]
         level = f"level alpha={move.t.alpha:.4g} sigma={move.t.sigma:.4g}"
         where = f"image {image!r}, sample {k}: step {move.index + 1} of {move.total}, {level}"
-        if off == off and off > 10:
+        if off > 10:
             cause = "the residual is far above the noise: the guidance step is probably too large (lower zeta)"
         elif getattr(self.target.prior, "precision", "float32") != "float32":
             cause = "the network runs in reduced precision; try precision=float32"

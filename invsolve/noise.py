@@ -1,7 +1,8 @@
 """Random numbers: one stream per (seed, image id, sample index), whatever the batch, the chunk or the device.
 
-Streams are drawn on the CPU by default, so that they do not depend on the accelerator; numbers for a block of steps are
-drawn at once and moved in one copy.
+Streams are drawn on the CPU by default, so that they do not depend on the accelerator, and in single precision whatever
+the precision of the run, so that runs in float32 and float64 see the same noise; numbers for a block of steps are drawn
+at once and moved in one copy.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Noise:
         on_device = self.where == "device" and self.device.type != "cpu"
         made_on = self.device if on_device else torch.device("cpu")
         pinned = self.device.type == "cuda" and not on_device
-        out = torch.empty((length, len(self.rows), *shape), dtype=self.dtype, device=made_on, pin_memory=pinned)
+        out = torch.empty((length, len(self.rows), *shape), dtype=torch.float32, device=made_on, pin_memory=pinned)
         label = "x".join(map(str, shape))
         for b, (image, k) in enumerate(self.rows):
             source = generator(self.seed, image, k, label, number)
@@ -90,8 +91,8 @@ class Noise:
                 device_source = torch.Generator(self.device)
                 device_source.manual_seed(source.initial_seed())
                 source = device_source
-            out[:, b] = torch.randn((length, *shape), dtype=self.dtype, device=made_on, generator=source)
-        return out.to(self.device, non_blocking=True)
+            out[:, b] = torch.randn((length, *shape), dtype=torch.float32, device=made_on, generator=source)
+        return out.to(self.device, non_blocking=True).to(self.dtype)
 
 
 class GivenNoise:

@@ -100,13 +100,16 @@ def count_dispatches(prior: NetworkPrior, operator: Any, y: Tensor, sampler: Any
     likelihood = GaussianLikelihood(operator, y.cpu(), SIGMA)
     quiet = type("Quiet", (type(likelihood.operator),), {})
     likelihood.operator.__class__ = quiet
-    for name in ("A", "A_adjoint"):
 
-        def wrapped(self: Any, v: Tensor, inner: Any = getattr(type(operator), name)) -> Tensor:
+    def uncounted_call(inner: Any) -> Any:
+        def call(self: Any, v: Tensor) -> Tensor:
             with count.pause():
-                return inner(self, v)
+                return inner(self, v)  # type: ignore[no-any-return]
 
-        setattr(quiet, name, wrapped)
+        return call
+
+    for name in ("A", "A_adjoint"):
+        setattr(quiet, name, uncounted_call(getattr(type(operator), name)))
     with count:
         sample(sampler, Posterior(light, likelihood), DDPM(steps=steps), ids=range(len(y)), progress=False)
     likelihood.operator.__class__ = quiet.__mro__[1]
@@ -242,7 +245,8 @@ def main() -> None:
         row["peak_mb"] = peak_memory_mb(run, prior.device)
         rows.append(row)
     print(
-        f"{args.prior} {args.size}x{args.size} batch {args.batch}, {args.steps} steps, {prior.device}, {args.precision}, {args.rounds} rounds"
+        f"{args.prior} {args.size}x{args.size} batch {args.batch}, {args.steps} steps, {args.rounds} rounds, "
+        f"{prior.device}, {args.precision}, {torch.get_num_threads()} threads"
     )
     print(f"{'':28s} {'ms/step':>8s} {'ratio':>7s} {'range':>13s} {'kernels/step':>13s} {'syncs/step':>11s} {'peak MB':>8s}")
     for row in rows:

@@ -125,7 +125,10 @@ def sweep(prior: Any, steps: int) -> None:
             draws, posterior, *_ = reconstruct(prior, DPS(zeta=zeta), operator, y, steps, 2)
             residual = float(posterior.likelihood.discrepancy(draws[:, 0]).mean())
             one, mean = psnr(draws[:, 0], truth), psnr(draws.clamp(-1, 1).mean(1), truth)
-            print(f"{task:12s} zeta {zeta:4.1f} steps {steps}: sample {one:.2f} dB, mean of 2 {mean:.2f} dB, residual {residual:.2f}", flush=True)
+            print(
+                f"{task:12s} zeta {zeta:4.1f} steps {steps}: sample {one:.2f} dB, mean of 2 {mean:.2f} dB, residual {residual:.2f}",
+                flush=True,
+            )
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -152,7 +155,8 @@ def main() -> None:
     args = parser.parse_args()
     prior = load_prior(args.prior, precision=args.precision)
     if args.sweep:
-        return sweep(prior, args.steps)
+        sweep(prior, args.steps)
+        return
     rows = []
     for size in args.sizes:
         truth = crops([resource("data", "photos", name) for name in PHOTOS], size, 3 if size <= 64 else 1)

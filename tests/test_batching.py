@@ -6,9 +6,11 @@ from problems import problem_16, problem_mixture
 
 from invsolve import Posterior, sample
 from invsolve.likelihoods import GaussianLikelihood
+from invsolve.priors import GaussianPrior
 from invsolve.resources import resource
 from invsolve.samplers import DPS, Unconditional
 from invsolve.schedules import DDPM
+from operators import Matrix
 
 SAMPLERS = [
     DPS(zeta=0.3),
@@ -111,6 +113,14 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
     other = Posterior(posterior.prior, GaussianLikelihood(posterior.likelihood.operator, posterior.likelihood.y + 1, 0.2))
     with pytest.raises(ValueError, match="measurement differ"):
         run(DPS(), other, checkpoint=file)
+    likelihood, prior = posterior.likelihood, posterior.prior
+    louder = GaussianLikelihood(likelihood.operator, likelihood.y, 0.3)
+    elsewhere = GaussianLikelihood(Matrix(likelihood.operator.matrix + 0.1, (1, 4, 4)), likelihood.y, 0.2)
+    for other in (louder, elsewhere):
+        with pytest.raises(ValueError, match="measurement differ"):
+            run(DPS(), Posterior(prior, other), checkpoint=file)
+    with pytest.raises(ValueError, match="prior differ"):
+        run(DPS(), Posterior(GaussianPrior(prior.mean, 2 * prior.cov), likelihood), checkpoint=file)
     assert file.read_bytes() == kept
 
 

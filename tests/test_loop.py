@@ -130,6 +130,19 @@ def test_divergence_names_step_level_image_and_cause():
         run(Unconditional(), broken)
 
 
+def test_large_units_are_no_divergence():
+    prior = GaussianPrior(torch.full((2,), 5e4, dtype=DOUBLE), 1e6 * torch.eye(2, dtype=DOUBLE))
+    draws = run(Unconditional(), prior, Karras(steps=40, sigma_max=1e7, sigma_min=1.0), n=400)[0]
+    # 400 draws of standard deviation 1000: a standard error of 50.
+    assert float((draws.mean(0) - 5e4).abs().max()) < 250
+
+
+def test_the_measurement_of_memory_is_not_counted_as_a_call():
+    prior = network_prior()
+    run(DPS(), image_posterior(prior), n=4, memory_gb=1e-9)
+    assert prior.calls.forward == 4 * 15
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -209,7 +222,7 @@ def test_memory_measurement_counts_activations_and_not_weights():
     four = activation_bytes(prior, torch.zeros(4, 3, 64, 64), level)
     assert one >= 2 * x.numel() * 4
     assert abs(four / one - 4) < 0.1
-    per_row = (1.5 * one + 10 * x.numel() * 4) / 2**30
+    per_row = (1.5 * one + 42 * x.numel() * 4) / 2**30
     target = Posterior(prior)
     fits = rows_that_fit(target, (3, 64, 64), torch.float32, torch.device("cpu"), 100, 7.5 * per_row, level)
     assert fits == 7

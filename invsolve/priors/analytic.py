@@ -115,6 +115,11 @@ class GaussianMixturePrior(PixelPrior):
         cov = torch.einsum("bk,kij->bij", self._weights, self._covs) + spread
         return cov if self._per_row else cov[0]
 
+    @property
+    def magnitude(self) -> float:
+        """About the largest value a draw holds: the largest mean plus six standard deviations."""
+        return float(self._means.abs().amax() + 6 * torch.linalg.diagonal(self._covs).amax().sqrt())
+
     def denoise(self, x: Tensor, t: Level) -> Tensor:
         """E[x_0 | alpha x_0 + sigma z = x] in closed form, (B, *X) -> (B, *X)."""
         if t.sigma == 0:
@@ -141,16 +146,19 @@ class GaussianMixturePrior(PixelPrior):
         return torch.logsumexp(log_weights + log_density, dim=1)
 
     def draw(self, n: int, seed: int = 0) -> Tensor:
-        """n exact draws: (n, *X), or (B, n, *X) where the prior differs from row to row."""
+        """n exact draws: (n, *X), or (B, n, *X) where the prior differs from row to row.
+
+        Draw k of row b depends on (seed, b, k) alone, so fewer draws are the first of many.
+        """
         rows, shape = len(torch.broadcast_tensors(self._weights[:, :1], self._means[:, :1, 0])[0]), self.image_shape or ()
-        source = [Noise(seed, [("draw", b)], dtype=self._means.dtype, device=self._means.device, block=1) for b in range(rows)]
         weights, means = self._weights.expand(rows, -1), self._means.expand(rows, -1, -1)
         out = torch.empty((rows, n, math.prod(shape)), dtype=means.dtype, device=means.device)
         roots = self._vectors * self._values.sqrt()[:, None, :]
         for b in range(rows):
-            z = source[b].normal((n, out.shape[-1]))[0]
+            source = Noise(seed, [(f"draw {b}", k) for k in range(n)], dtype=out.dtype, device=out.device, block=1)
+            z = source.normal(out.shape[2:])
             # A component by the inverse of the cumulative weights, at a uniform made from one normal number.
-            u = torch.special.ndtr(source[b].normal((n,))[0])
+            u = torch.special.ndtr(source.normal(()))
             k = torch.searchsorted(weights[b].cumsum(0).contiguous(), u).clamp(max=weights.shape[1] - 1)
             for j in range(weights.shape[1]):
                 out[b, k == j] = means[b, j] + z[k == j] @ roots[j].T
@@ -241,6 +249,11 @@ class StationaryGaussianPrior(PixelPrior):
                 self._cache[key] = (self.mean.to(x), half.to(x))
         return self._cache[key]
 
+    @property
+    def magnitude(self) -> float:
+        """About the largest value a draw holds: the largest mean plus six standard deviations."""
+        return float(self.mean.abs().amax() + 6 * self.power.mean((-1, -2)).amax().sqrt())
+
     def denoise(self, x: Tensor, t: Level) -> Tensor:
         """The Wiener filter, (B, C, H, W) -> (B, C, H, W)."""
         if t.sigma == 0:
@@ -253,7 +266,8 @@ class StationaryGaussianPrior(PixelPrior):
     def draw(self, n: int, seed: int = 0) -> Tensor:
         """n exact draws (n, C, H, W)."""
         shape = self.image_shape or ()
-        z = Noise(seed, [("draw", 0)], dtype=self.power.dtype, device=self.power.device, block=1).normal((n, *shape))[0]
+        rows = [("draw 0", k) for k in range(n)]
+        z = Noise(seed, rows, dtype=self.power.dtype, device=self.power.device, block=1).normal(shape)
         return self.mean + torch.fft.ifft2(torch.fft.fft2(z) * self.power.sqrt()).real
 
     def dense(self) -> GaussianPrior:

@@ -58,6 +58,11 @@ class PixelPrior:
         return self
 
     @property
+    def magnitude(self) -> float | None:
+        """About the largest value of a clean signal, for telling divergence; None if not known."""
+        return None
+
+    @property
     def device(self) -> torch.device | None:
         """Where the prior computes; None if it follows its input."""
         return None

@@ -10,7 +10,6 @@ import bisect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -106,6 +105,10 @@ def revive(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
+def _plain_call(network: Any, x: Tensor, time: Tensor) -> Tensor:
+    return network(x, time)
+
+
 class NetworkPrior(PixelPrior):
     """A denoising network behind the `Prior` protocol.
 
@@ -150,8 +153,13 @@ class NetworkPrior(PixelPrior):
         self.card: dict[str, Any] = {}
         self.weights_sha256 = ""
         self._run = torch.compile(self.network) if compile else self.network
-        self._call = call or (lambda net, x, time: net(x, time))
-        self._time = lru_cache(maxsize=4096)(table.time)
+        self._call = call or _plain_call
+        self._times: dict[Level, float] = {}
+
+    @property
+    def magnitude(self) -> float:
+        """1: images live in [-1, 1]."""
+        return 1.0
 
     @property
     def device(self) -> torch.device | None:
@@ -186,7 +194,9 @@ class NetworkPrior(PixelPrior):
         """The posterior mean, and the raw learned-variance channels where the network has them."""
         inner = self.table.inside(t)
         x = x if inner == t else x * (inner.alpha / t.alpha)
-        out, fraction = self._forward(x, self._time(t))
+        if t not in self._times:
+            self._times[t] = self.table.time(t)
+        out, fraction = self._forward(x, self._times[t])
         a, s = inner
         if self.prediction == "epsilon":
             return torch.sub(x / a, out, alpha=s / a), fraction

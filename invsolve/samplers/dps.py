@@ -48,7 +48,9 @@ class DPS(Stateless):
     def __post_init__(self) -> None:
         if self.variant not in ("norm", "squared", "official"):
             raise ValueError(f"variant={self.variant!r}; one of norm, squared, official is needed")
-        if self.zeta < 0:
+        if self.variance not in ("auto", "posterior", "upper", "learned"):
+            raise ValueError(f"variance={self.variance!r}; one of auto, posterior, upper, learned is needed")
+        if not self.zeta >= 0:
             raise ValueError(f"zeta={self.zeta}; a number >= 0 is needed")
 
     def step(self, target: Any, state: State, move: Move, noise: NoiseSource) -> State:

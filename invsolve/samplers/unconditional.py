@@ -40,6 +40,8 @@ class Unconditional:
     def __post_init__(self) -> None:
         if self.kernel not in ("ancestral", "ddim", "euler", "heun", "dpmpp_2m"):
             raise ValueError(f"kernel={self.kernel!r}; one of ancestral, ddim, euler, heun, dpmpp_2m is needed")
+        if self.variance not in ("posterior", "upper", "learned"):
+            raise ValueError(f"variance={self.variance!r}; one of posterior, upper, learned is needed")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta}; a number in [0, 1] is needed")
 
