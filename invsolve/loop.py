@@ -119,7 +119,7 @@ class _Walk:
             first, fields, self.noise.counts = saved
             state = type(state)(**{k: v.to(self.noise.device) if isinstance(v, Tensor) else v for k, v in fields.items()})
             self.bar.update(first)
-        monitor = Monitor(self.target, self.rows, self.bar, len(self.steps))
+        monitor = Monitor(self.target, self.rows, self.bar, self.steps)
         for move in self.steps[first:]:
             state = self.sampler.step(self.target, state, move, self.noise)
             monitor.step(move, state.x, state.x0)

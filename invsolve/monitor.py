@@ -75,9 +75,12 @@ class Monitor:
     On CUDA the reading of one refresh is copied asynchronously and looked at in the next, so no step waits for it.
     """
 
-    def __init__(self, target: Any, rows: Sequence[Row], bar: Any, steps: int, refreshes: int = 20):
+    def __init__(self, target: Any, rows: Sequence[Row], bar: Any, steps: Sequence[Move], refreshes: int = 20):
         self.target, self.rows, self.bar = target, rows, bar
-        self.every = max(1, steps // refreshes)
+        self.every = max(1, len(steps) // refreshes)
+        known = getattr(target.prior, "magnitude", None)
+        # Where the prior does not say: the first noise level drowns the signal, so the signal is no larger than it.
+        self.magnitude: float = steps[0].t.ratio if known is None else known
         self._pending: _Reading | None = None
 
     def step(self, move: Move, x: Tensor, x0: Tensor | None) -> None:
@@ -120,11 +123,10 @@ class Monitor:
         largest, misfit = (v.tolist() for v in reading.values)
         if self.bar is not None and self.target.likelihood is not None:
             self.bar.set_postfix_str(f"residual {sum(misfit) / len(misfit):.2f}", refresh=False)
-        t, magnitude = reading.move.t, getattr(self.target.prior, "magnitude", None)
-        # Far beyond anything a valid trajectory of this prior holds; without a known magnitude only non-finite values count.
-        limit = math.inf if magnitude is None else 1e4 * (max(t.alpha, 1.0) * magnitude + t.sigma)
+        t = reading.move.t
+        limit = 1e4 * (max(t.alpha, 1.0) * self.magnitude + t.sigma)
         for r, (size, off) in enumerate(zip(largest, misfit, strict=True)):
-            if not (size <= limit and size < math.inf) or math.isnan(off):
+            if not (size <= limit and math.isfinite(off)):
                 raise Divergence(self._message(reading.move, r, size, off))
 
     def _message(self, move: Move, r: int, size: float, off: float) -> str:
