@@ -105,8 +105,11 @@ class Operator(Physics):
     def A_vjp(self, x: Tensor, v: Tensor) -> Tensor:
         """J(x)^T v, the adjoint of the Jacobian of A at x (B, *image_shape) applied to v (B, *measurement_shape)."""
         self._expect(v, self.measurement_shape, "v")
-        pull = torch.func.vjp(self.A, x)[1]
-        result: Tensor = pull(v)[0]
+        # Under inference mode torch.func.vjp may return zeros without a word (torch 2.11).
+        with torch.inference_mode(False):
+            x, v = (t.clone() if t.is_inference() else t for t in (x, v))
+            pull = torch.func.vjp(self.A, x)[1]
+            result: Tensor = pull(v)[0]
         return result
 
     def measure(self, x: Tensor, noise: float | Noise = 0.05, seed: int = 0, ids: Sequence[int | str] | None = None) -> Tensor:
