@@ -13,6 +13,7 @@ The exported weights are the exponential moving average in half precision, in di
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
 from torch.utils.data import DataLoader
-from training_data import TrainingImages
+from training_data import EVALUATION_PHOTOS, TrainingImages, training_photo_paths
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -140,13 +141,45 @@ class Progress(Callback):
         trainer.should_stop = done
 
 
-def export(module: DiffusionTraining, folder: Path) -> None:
-    """Writes the half-precision weights and both configurations as a diffusers pipeline folder."""
+def export(module: DiffusionTraining, folder: Path, recipe: dict[str, Any]) -> None:
+    """Writes the half-precision weights, both configurations and a card as a diffusers pipeline folder."""
     from diffusers import DDPMPipeline, DDPMScheduler
+    from omegaconf import OmegaConf
 
     pipeline = DDPMPipeline(module.unet.half(), DDPMScheduler(**SCHEDULER))
     pipeline.save_pretrained(folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    count, channels = sum(p.numel() for p in module.unet.parameters()), list(module.unet.config.block_out_channels)
+    card = {
+        "summary": f"colour images at any size that is a multiple of {2 ** (len(channels) - 1)}; {count / 1e6:.1f} M weights",
+        "range": [-1, 1],
+        "channels": 3,
+        "sizes": f"both sides multiples of {2 ** (len(channels) - 1)}; trained on {recipe['crop']} x {recipe['crop']} crops",
+        "network": f"diffusers UNet2DModel, channels {channels}, one residual block a level, no attention (fully convolutional)",
+        "schedule": "DDPM linear, 1000 levels, beta 1e-4 to 2e-2 (sigma/alpha 0.01 to 157)",
+        "prediction_type": SCHEDULER["prediction_type"],
+        "weights": "exponential moving average (0.999), float16",
+        "training": recipe,
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
+    OmegaConf.save(OmegaConf.create(card), folder / "card.yaml")
     print(f"wrote {folder}; measure it with scripts/score_prior.py before it is used")
+
+
+def recipe_of(args: argparse.Namespace, steps: int) -> dict[str, Any]:
+    """What the card says of the training."""
+    return {
+        "script": "scripts/train_prior.py, data in scripts/training_data.py",
+        "data": f"dead leaves synthesised on the fly ({args.leaves:.0%}); the rest crops of the photographs at several scales",
+        "photographs": [p.name for p in training_photo_paths(args.images)] if args.images is None else "the user's own",
+        "never_trained_on": list(EVALUATION_PHOTOS),
+        "augmentation": "orientations, two-colour tints of grey crops, and kornia's colour jitter and grey",
+        "crop": args.size,
+        "steps": steps,
+        "batch": args.batch,
+        "images_seen": steps * args.batch,
+        "optimiser": f"AdamW, rate {args.lr:g}, annealed linearly to zero over the last session; bf16 autocast",
+    }
 
 
 def main() -> None:
@@ -191,7 +224,7 @@ def main() -> None:
     trainer.fit(module, loader, ckpt_path=resume)
     if args.finish:
         # EMAWeightAveraging has left the averaged weights in the module.
-        export(module, args.export or args.work / "export")
+        export(module, args.export or args.work / "export", recipe_of(args, trainer.global_step))
 
 
 if __name__ == "__main__":
