@@ -56,14 +56,16 @@ def output_law(sampler: Any, target: Any, schedule: Schedule, start: Tensor | No
     Raises ValueError if a step turns out not to be affine (checked on the way with one doubled perturbation).
     """
     target = target if isinstance(target, Posterior) else Posterior(target)
+    if target.likelihood is not None and len(target.likelihood.y) != 1:
+        raise ValueError(f"output_law needs one measurement, got {len(target.likelihood.y)}; select one row of the posterior")
     plan = getattr(sampler, "plan", None)
     steps = plan(schedule) if plan else moves(schedule)
     mean = target.prior.mean
     shape = tuple(getattr(target.likelihood, "image_shape", None) or target.prior.image_shape)
     n = math.prod(shape)
-    root = torch.eye(n, dtype=mean.dtype) * steps[0].t.sigma if start is None else start.to(mean.dtype)
+    root = torch.eye(n, dtype=mean.dtype, device=mean.device) * steps[0].t.sigma if start is None else start.to(mean)
     with torch.no_grad():
-        x = torch.cat([torch.zeros((1, n), dtype=mean.dtype), root.mT]).reshape(-1, *shape)
+        x = torch.cat([torch.zeros((1, n), dtype=mean.dtype, device=mean.device), root.mT]).reshape(-1, *shape)
         state = sampler.init(target, x)
         for move in steps:
             state = _advance(sampler, target, state, move)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from invsolve.levels import Move
-from invsolve.noise import Row
+from invsolve.noise import Noise, Row
 
 
 def _feed(digest: Any, value: Any) -> None:
@@ -48,16 +50,38 @@ def fingerprint(
         _feed(digest, value)
         return digest.hexdigest()
 
-    network = getattr(target.prior, "weights_sha256", "")
+    prior, likelihood = target.prior, target.likelihood
+    operator, known = getattr(likelihood, "operator", None), getattr(prior, "weights_sha256", "")
+    behaviour = None
+    if operator is not None:
+        # What it does to one fixed signal: an operator may be made of functions, which cannot be compared.
+        count = len(likelihood.y)
+        probe = Noise(0, [("probe", k) for k in range(count)], dtype=dtype, device=likelihood.y.device, block=1).normal(
+            likelihood.image_shape
+        )
+        behaviour = operator.A(probe)
+    network = [known or getattr(prior, "network", None)]
+    network += [getattr(prior, name, None) for name in ("precision", "channels_last", "prediction", "table")]
     return {
         "sampler": repr(sampler),
         "schedule": of([(*m.t, *m.s) for m in steps]),
         "seed": repr((seed, where)),
         "rows": repr(list(rows)),
         "shape": repr((shape, dtype)),
-        "measurement": of(target.likelihood),
-        "prior": network or of([getattr(target.prior, "network", None), target.prior]),
+        "measurement": of([likelihood, behaviour]),
+        "prior": of([network, None if known else prior]),
+        "torch": str(torch.__version__),
     }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not a checkpoint that can be read; delete it to start anew")
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a checkpoint that can be read; delete it to start anew") from error
+    return dict(held)
 
 
 class Checkpoint:
@@ -70,7 +94,7 @@ class Checkpoint:
         self.path, self.identity, self.every = Path(path), identity, every
         self.content: dict[str, Any] = {"identity": identity, "chunk": chunk, "finished": {}, "running": None}
         if self.path.exists():
-            held = torch.load(self.path, map_location="cpu", weights_only=True)
+            held = _read(self.path)
             differing = [k for k, v in identity.items() if held.get("identity", {}).get(k) != v]
             if differing:
                 raise ValueError(f"{self.path} belongs to another run: {', '.join(differing)} differ; choose another file or delete it")

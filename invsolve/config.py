@@ -8,6 +8,7 @@ OmegaConf, so ``${noise.sigma}`` may be written wherever a value is repeated.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     for group in tables.SECTIONS:
         chosen = picks[group] if group in picks else tree.get(group)
         tree[group] = _section(group, chosen, path)
-    merged = _merge(tree, values)
+    merged = _merge(tree, [_literal(text, tree) for text in values])
     sections = {group: _component(group, merged.pop(group)) for group in tables.SECTIONS}
     fields = schema.fields_of(Settings)
     for key in merged:
@@ -209,6 +210,20 @@ def _section(group: str, given: Any, path: Path) -> dict[str, Any]:
         raise ConfigError(f"{group}.name = {name!r}: expected one of {', '.join(tables.names(group))}")
     file = tables.component_file(group, name) if "/" not in name else None
     return {"name": name} | (_read(file) if file else {}) | {key: value for key, value in values.items() if key != "name"}
+
+
+def _literal(override: str, tree: Mapping[str, Any]) -> str:
+    """The override with its value quoted where the key takes text, so that YAML does not read `*.png` or `010` as its own."""
+    key, _, text = override.partition("=")
+    top, _, rest = key.partition(".")
+    if rest and top in tables.SECTIONS:
+        fields = schema.fields_of(tables.resolve(top, tree[top]["name"]), skip=_INJECTED.get(top, {}))
+    else:
+        fields, rest = schema.fields_of(Settings), key
+    plain = rest in fields and schema.takes_text(fields[rest].annotation)
+    if not plain or text in ("null", "???") or text[:1] in ("'", '"') or "${" in text:
+        return override
+    return f"{key}={json.dumps(text)}"
 
 
 def _merge(tree: dict[str, Any], values: list[str]) -> dict[str, Any]:

@@ -22,6 +22,14 @@ def diffuse(x0: Tensor, t: Level, z: Tensor) -> Tensor:
     return torch.add(x0 * t.alpha, z, alpha=t.sigma)
 
 
+def renoise(x_s: Tensor, move: Move, z: Tensor) -> Tensor:
+    """A draw of q(x_t | x_s): back from the level s to the noisier t of a move (the "undo" of RePaint and time travel).
+
+    To renoise a clean estimate to a level, use `diffuse`.
+    """
+    return torch.add(x_s * (move.t.alpha / move.s.alpha), z, alpha=math.sqrt(move.forward_variance))
+
+
 def noise_of(x: Tensor, x0: Tensor, t: Level) -> Tensor:
     """The noise that x_t holds if the clean image is x0: (x_t - alpha x0) / sigma."""
     return torch.sub(x / t.sigma, x0, alpha=t.alpha / t.sigma)
@@ -93,7 +101,8 @@ def heun(x: Tensor, x0: Tensor, x_s: Tensor, x0_s: Tensor, move: Move) -> Tensor
     """The trapezoidal corrector of the probability-flow ODE; second order.
 
     x_s is the Euler prediction from (x, x0), and x0_s the posterior mean there. Karras et al. 2022, algorithm 1 (without
-    churn). Not defined for a move that ends at sigma = 0, where the Euler step is taken as it is.
+    churn). The first step must not be too large in sigma/alpha, which Karras grids are made for. Not defined for a move
+    that ends at sigma = 0, where the Euler step is taken as it is.
     """
     direction = torch.add(noise_of(x, x0, move.t), noise_of(x_s, x0_s, move.s)) / 2
     return transport(x, direction, move)

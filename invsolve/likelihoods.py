@@ -62,6 +62,8 @@ class MeasuredLikelihood:
     """
 
     def __init__(self, operator: Any, y: Tensor):
+        if not isinstance(y, Tensor):
+            raise TypeError(f"y is a {type(y).__name__}; a torch.Tensor (B, ...) is needed (torch.as_tensor turns arrays into one)")
         self.operator = as_operator(operator)
         expected = self.operator.measurement_shape
         if expected is not None and tuple(y.shape[1:]) != tuple(expected):
@@ -120,6 +122,8 @@ class GaussianLikelihood(MeasuredLikelihood):
 
     def __init__(self, operator: Any, y: Tensor, sigma: float):
         super().__init__(operator, y)
+        if isinstance(sigma, Tensor) and sigma.numel() != 1:
+            raise ValueError(f"sigma of shape {tuple(sigma.shape)}; one number for all rows is needed")
         self.sigma = float(sigma)
         if not (math.isfinite(self.sigma) and self.sigma >= 0):
             raise ValueError(f"sigma={sigma}; a finite number >= 0 is needed (in the units of y, [-1, 1] for images)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,8 +63,7 @@ def sample(
     Returns (B, n, *X) on the prior's device, in the prior's range ([-1, 1] for images), not clamped.
     Raises ValueError for shapes, ids or levels that do not fit, and Divergence if a trajectory leaves all bounds.
     """
-    if n < 1:
-        raise ValueError(f"n={n}; at least 1 sample is needed")
+    n = _checked(sampler, target, schedule, n)
     # Samplers need autograd: leave Lightning's inference mode, whatever the caller runs under.
     with torch.inference_mode(False), torch.no_grad():
         target = target if isinstance(target, Posterior) else Posterior(target)
@@ -93,6 +93,26 @@ def sample(
                 walk = _Walk(sampler, target.select(index[first : first + chunk]), steps, part, noise, observe, bar)
                 done.append(walk.run(signal, store, len(done)))
         return torch.cat(done).unflatten(0, (len(names), n))
+
+
+def _checked(sampler: Any, target: Any, schedule: Any, n: Any) -> int:
+    """n as an int, once all arguments are of the right kind."""
+    if isinstance(sampler, type) or not isinstance(sampler, Sampler):
+        hint = f"pass an object, {sampler.__name__}()" if isinstance(sampler, type) else "the order is sample(sampler, target, schedule)"
+        raise TypeError(f"{getattr(sampler, '__name__', type(sampler).__name__)} is no sampler; {hint}")
+    if not isinstance(target, Posterior) and not hasattr(target, "denoise"):
+        raise TypeError(f"target is a {type(target).__name__}; a Posterior, or a prior with denoise(x, level), is needed")
+    if isinstance(target, Posterior) and not hasattr(target.prior, "denoise"):
+        raise TypeError(f"the prior is a {type(target.prior).__name__}; an object with denoise(x, level) is needed")
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule is {schedule!r}; a schedule such as DDPM(steps=200), or Levels([...]) for your own levels, is needed")
+    try:
+        count = operator.index(n)
+    except TypeError as error:
+        raise TypeError(f"n={n!r}; a whole number of samples is needed") from error
+    if count < 1:
+        raise ValueError(f"n={count}; at least 1 sample is needed")
+    return count
 
 
 def _bar(total: int, name: str, progress: bool) -> Any:
@@ -153,8 +173,10 @@ def _where(target: Posterior, dtype: torch.dtype | None) -> tuple[torch.device, 
     own = getattr(target.prior, "mean", None)
     follows = y if y is not None else own if isinstance(own, Tensor) else torch.empty(())
     device = getattr(target.prior, "device", None) or follows.device
-    chosen = dtype or getattr(target.prior, "dtype", None) or (torch.empty(0, dtype=follows.dtype).real.dtype)
-    return device, chosen
+    fixed = getattr(target.prior, "dtype", None)
+    if dtype is not None and fixed is not None and dtype != fixed:
+        raise ValueError(f"dtype={dtype}, but the prior's network computes in {fixed}; leave dtype out, or convert the network")
+    return device, dtype or fixed or torch.empty(0, dtype=follows.dtype).real.dtype
 
 
 def _moved(likelihood: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -169,14 +191,20 @@ def _ids(target: Posterior, ids: Sequence[int | str] | None) -> list[int | str]:
         count = len(target.prior.mean) if per_row else None  # type: ignore[attr-defined]
     else:
         count = len(y) if len(y) > 1 else None
-    names: list[int | str] = list(range(count or 1)) if ids is None else list(ids)
+    names: list[int | str] = list(range(count or 1)) if ids is None else [_id(name) for name in ids]
     if not names:
         raise ValueError("ids is empty; one id for each image is needed")
     if count is not None and len(names) != count:
         raise ValueError(f"{len(names)} ids for {count} measurements; one id for each is needed")
     if len(set(names)) != len(names):
         raise ValueError(f"ids must differ, for they seed the noise; got {names}")
-    for name in names:
-        if not isinstance(name, int | str):
-            raise TypeError(f"id {name!r} is a {type(name).__name__}; an int or a string is needed")
     return names
+
+
+def _id(name: Any) -> int | str:
+    if isinstance(name, str):
+        return name
+    try:
+        return operator.index(name)
+    except TypeError as error:
+        raise TypeError(f"id {name!r} is a {type(name).__name__}; an int or a string is needed") from error

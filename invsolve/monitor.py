@@ -120,11 +120,12 @@ class Monitor:
     def _read(self, reading: _Reading) -> None:
         if reading.event is not None and not reading.event.query():
             reading.event.synchronize()
-        largest, misfit = (v.tolist() for v in reading.values)
+        largest, misfit = reading.values.tolist()
         if self.bar is not None and self.target.likelihood is not None:
             self.bar.set_postfix_str(f"residual {sum(misfit) / len(misfit):.2f}", refresh=False)
         t = reading.move.t
-        limit = 1e4 * (max(t.alpha, 1.0) * self.magnitude + t.sigma)
+        # Under way a guided trajectory may swing; its last iterate is the result.
+        limit = 30 * self.magnitude if reading.move.last else 100 * (max(t.alpha, 1.0) * self.magnitude + t.sigma)
         for r, (size, off) in enumerate(zip(largest, misfit, strict=True)):
             if not (size <= limit and math.isfinite(off)):
                 raise Divergence(self._message(reading.move, r, size, off))
@@ -137,6 +138,8 @@ class Monitor:
             cause = "the residual is far above the noise: the guidance step is probably too large (lower zeta)"
         elif getattr(self.target.prior, "precision", "float32") != "float32":
             cause = "the network runs in reduced precision; try precision=float32"
+        elif self.target.likelihood is None:
+            cause = "the kernel may be unstable on this schedule (take more steps, or another kernel)"
         else:
             cause = "the guidance step may be too large (lower zeta), or the schedule may leave the levels the prior was trained on"
         return f"diverged at {where}: largest |x| is {size:.3g}. Likely cause: {cause}"

@@ -83,11 +83,13 @@ class RunFolder:
             self._begun_now = True
 
     def withdraw(self) -> None:
-        """Removes what `begin` and `describe` wrote in this process, if nothing was finished since.
+        """Removes what `begin` and `describe` wrote in this process, if nothing was finished or saved half-way since.
 
         Otherwise a configuration that turned out to be impossible would bar the folder to the corrected one.
         """
-        if self._begun_now and not (self.path / "arrays").exists():
+        if self._begun_now and not (self.path / "arrays").exists() and not any(self.path.glob("partial/*")):
+            if (self.path / "partial").is_dir():
+                (self.path / "partial").rmdir()
             for name in ("config.yaml", "manifest.json"):
                 (self.path / name).unlink(missing_ok=True)
             if not any(self.path.iterdir()):

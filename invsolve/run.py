@@ -77,11 +77,10 @@ class _Job:
         self.schedule = config.sections["schedule"].build()
         self.sampler = config.sections["sampler"].build()
         self.noise = config.sections["noise"].build()
+        device = _usable(self.settings.device)
         try:
-            device = resolve_device(self.settings.device)
             self.steps = self.sampler.plan(self.schedule) if hasattr(self.sampler, "plan") else moves(self.schedule)
-            torch.empty(0, device=device)
-        except (ValueError, RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        except ValueError as error:
             raise ConfigError(" ".join(str(error).split())) from error
         self.prior = config.sections["prior"].build(device=device) if prior is None else prior
         self.device = getattr(self.prior, "device", None) or device
@@ -103,9 +102,9 @@ class _Job:
             for shape, items in by_shape.items():
                 for first in range(0, len(items), self.settings.batch):
                     self._solve(shape, items[first : first + self.settings.batch])
-        except ConfigError:
+        finally:
+            # A configuration that gave nothing must not bar its folder to the corrected one.
             self.folder.withdraw()
-            raise
 
     def _check(self, item: Item) -> tuple[int, ...]:
         """The image shape of an item, once prior and operator have accepted it and, where given, its measurement."""
@@ -153,6 +152,7 @@ class _Job:
             likelihood = tables.load_object(tables.LIKELIHOODS[section.name])(operator, y.to(self.device), **section.values)
             samples = self._sample(Posterior(self.prior, likelihood), ids, frames)
         except Divergence as error:
+            self._checkpoint(ids).unlink(missing_ok=True)
             if len(batch) > 1:
                 for item in batch:
                     self._solve(shape, [item])
@@ -243,6 +243,17 @@ class _Job:
     def _calls(self) -> dict[str, int] | None:
         calls = getattr(self.prior, "calls", None)
         return None if calls is None else {"forward": int(calls.forward), "backward": int(calls.backward)}
+
+
+def _usable(name: str) -> torch.device:
+    """The device of a name. Raises ConfigError with the names there are if torch cannot compute on it."""
+    try:
+        device = resolve_device(name)
+        torch.empty(0, device=device)
+    except (ValueError, RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        here = ["auto", "cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+        raise ConfigError(f"device = {name}: not available here; there are: {', '.join(here)}") from error
+    return device
 
 
 @dataclass(frozen=True)

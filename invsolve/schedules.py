@@ -75,6 +75,8 @@ def alpha_bars(beta_start: float, beta_end: float, train_steps: int, power: floa
 def _respaced(table: Sequence[float], steps: int) -> list[Level]:
     """`steps` levels at evenly spaced (rounded) indices of a training table, noisiest first, then the clean one."""
     last = len(table) - 1
+    if not isinstance(steps, int):
+        raise ValueError(f"steps={steps!r}; a whole number is needed")
     if not 1 <= steps <= len(table):
         raise ValueError(f"steps={steps}; this schedule has between 1 and {len(table)} levels")
     # The order of the operations is numpy's linspace, so that ties are rounded to the same index as there.
@@ -198,7 +200,11 @@ class Levels:
     values: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", tuple((float(a), float(s)) for a, s in self.values))
+        try:
+            pairs = tuple((float(a), float(s)) for a, s in self.values)
+        except TypeError as error:
+            raise ValueError(f"levels are pairs (alpha, sigma), such as [(1, 10), (1, 1), (1, 0)]; got {self.values!r}") from error
+        object.__setattr__(self, "values", pairs)
         moves(self)
 
     def levels(self) -> list[Level]:

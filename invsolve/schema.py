@@ -14,6 +14,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, Union
 
 
@@ -97,6 +98,12 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
                 return fitted
     shown = "null" if value is None else repr(value)
     raise ConfigError(f"{key} = {shown}: expected {describe(annotation)}")
+
+
+def takes_text(annotation: Any) -> bool:
+    """Whether a value of this annotation can be nothing but text (or null)."""
+    options = {option for option in _options(annotation) if option not in (None, type(None))}
+    return options <= {str, Path} and str in options
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from invsolve.resources import resource
+from invsolve.resources import resource, shipped_priors
 from invsolve.schema import ConfigError, suggestion
 
 SECTIONS = ("prior", "operator", "noise", "schedule", "sampler", "data")
@@ -53,7 +53,7 @@ def table(group: str) -> dict[str, str]:
 def names(group: str) -> list[str]:
     """All names of a group, sorted: its classes and its configuration files (for priors, its folders)."""
     if group == "prior":
-        return sorted(card.parent.name for card in resource("data", "priors").glob("*/card.yaml"))
+        return shipped_priors()
     files = {path.stem for path in resource("configs", group).glob("*.yaml")}
     return sorted(files | set(table(group)) if group in _TABLES else files)
 
@@ -90,7 +90,8 @@ def listing(group: str) -> list[tuple[str, str]]:
 def _help(group: str, name: str) -> str:
     """The first comment line of a file, the summary of a prior's card, or the first docstring line of a class."""
     if group == "prior":
-        card = OmegaConf.to_container(OmegaConf.load(resource("data", "priors", name, "card.yaml")))
+        file = resource("data", "priors", name, "card.yaml")
+        card = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
         return str(card.get("summary", "")) if isinstance(card, dict) else ""
     path = component_file(group, name)
     if path is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +20,15 @@ def _read(source: str | Path) -> Tensor:
     if not path.is_file():
         raise ValueError(f"no matrix file at {path}")
     if path.suffix == ".npy":
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is not a .npy file of numbers") from error
     if path.suffix in (".pt", ".pth"):
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(f"{path} holds no plain tensor (only tensors are loaded, never pickled code)") from error
         if isinstance(loaded, Tensor):
             return loaded
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a tensor")

@@ -8,8 +8,9 @@ its time over that of the bare network calls (one forward and one backward pass 
 unconditional sampler) of the same round; the table shows the median and the range over rounds. Peers, where installed:
 deepinv's DPS and azula's DPS (pip install deepinv azula), each in its default setting but for the steps.
 
-Kernels are counted by dispatch: every operation that is not a view, allocation or random draw bookkeeping, outside network and operator,
-averaged over a run. Synchronisations are calls that make the host wait for the device.
+Kernels are counted by dispatch: every operation that is neither a view nor an allocation, outside network and operator,
+averaged over a run of 100 steps. Host reads are calls that bring values to Python (item, tolist, cpu, numpy, bool), likewise;
+on CUDA the loop copies them asynchronously, and the synchronisations that torch itself reports are shown instead.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import importlib.util
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +59,28 @@ class DispatchCount(TorchDispatchMode):
                 self.kernels += 1
                 self.names[name] = self.names.get(name, 0) + 1
         return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def reads(self) -> Iterator[None]:
+        """Counts what brings a tensor's values to Python, which dispatch does not see."""
+        names = ("tolist", "item", "cpu", "numpy", "__bool__", "__float__", "__int__")
+        held = {name: getattr(torch.Tensor, name) for name in names}
+
+        def counted(inner: Any) -> Any:
+            def call(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+                self.syncs += not self.paused
+                with self.pause():
+                    return inner(tensor, *args, **kwargs)
+
+            return call
+
+        for name, inner in held.items():
+            setattr(torch.Tensor, name, counted(inner))
+        try:
+            yield
+        finally:
+            for name, inner in held.items():
+                setattr(torch.Tensor, name, inner)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -110,8 +134,10 @@ def count_dispatches(prior: NetworkPrior, operator: Any, y: Tensor, sampler: Any
 
     for name in ("A", "A_adjoint"):
         setattr(quiet, name, uncounted_call(getattr(type(operator), name)))
-    with count:
-        sample(sampler, Posterior(light, likelihood), DDPM(steps=steps), ids=range(len(y)), progress=False)
+    target, schedule = Posterior(light, likelihood), DDPM(steps=steps)
+    sample(sampler, target, schedule, ids=range(len(y)), progress=False)  # what is done once a process is not of a step
+    with count.reads(), count:
+        sample(sampler, target, schedule, ids=range(len(y)), progress=False)
     likelihood.operator.__class__ = quiet.__mro__[1]
     return count.kernels / steps, count.syncs / steps
 
@@ -148,7 +174,7 @@ def contenders(prior: NetworkPrior, operator: Any, y: Tensor, steps: int) -> dic
 
 
 def azula_dps(prior: NetworkPrior, operator: Any, y: Tensor, steps: int) -> Callable[[], Any]:
-    """azula's DPS on the same network, by a denoiser of v-prediction in azula's terms."""
+    """azula's DPS on the same network (its output is read as v, whatever it is: only the time is measured)."""
     from azula.denoise import Denoiser, DiracPosterior
     from azula.guidance.dps import DPSSampler
     from azula.noise import VPSchedule
@@ -200,15 +226,30 @@ def measure(runs: dict[str, tuple[str, Callable[[], Any]]], rounds: int, device:
 
 
 def peak_memory_mb(run: Callable[[], Any], device: torch.device) -> float:
-    """Peak memory of a run: of the device on CUDA, else the growth of the process's high-water mark."""
+    """Peak memory of a run: allocated on the device on CUDA; elsewhere resident in the process (Linux only, else nan)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() / 2**20
-    import resource
-
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():
+        return float("nan")
+    reset.write_text("5")  # the high-water mark starts anew
     run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    (line,) = (row for row in status.read_text().splitlines() if row.startswith("VmHWM:"))
+    return int(line.split()[1]) / 2**10
+
+
+def cuda_syncs(run: Callable[[], Any], steps: int) -> float:
+    """Synchronisations per step that torch reports on CUDA, network and operator included."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(w.message) for w in caught) / steps
 
 
 def main() -> None:
@@ -241,14 +282,15 @@ def main() -> None:
         row: dict[str, Any] = {"what": name, "ms_per_step": 1e3 * statistics.median(seconds[name]) / args.steps}
         row |= {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
         if name in counts:
-            row |= {"kernels": counts[name][0], "syncs": counts[name][1]}
+            reads = counts[name][1] if prior.device.type != "cuda" else cuda_syncs(run, args.steps)
+            row |= {"kernels": counts[name][0], "syncs": reads}
         row["peak_mb"] = peak_memory_mb(run, prior.device)
         rows.append(row)
     print(
         f"{args.prior} {args.size}x{args.size} batch {args.batch}, {args.steps} steps, {args.rounds} rounds, "
         f"{prior.device}, {args.precision}, {torch.get_num_threads()} threads"
     )
-    print(f"{'':28s} {'ms/step':>8s} {'ratio':>7s} {'range':>13s} {'kernels/step':>13s} {'syncs/step':>11s} {'peak MB':>8s}")
+    print(f"{'':28s} {'ms/step':>8s} {'ratio':>7s} {'range':>13s} {'kernels/step':>13s} {'reads/step':>11s} {'peak MB':>8s}")
     for row in rows:
         spread = f"{row['lowest']:.2f}-{row['highest']:.2f}"
         extra = f"{row['kernels']:13.1f} {row['syncs']:11.2f}" if "kernels" in row else f"{'':13s} {'':11s}"

@@ -95,8 +95,8 @@ def table(prior_name: str) -> list[dict[str, float | str]]:
 def draw(prior_name: str, path: Path, steps: int = 200) -> None:
     """A grid of 8 x 3 unconditional draws at 64 x 64 and 2 at 128 x 128."""
     prior = load_prior(prior_name, device="cpu")
-    small = sample(Unconditional(), prior, DDPM(steps=steps), n=24, shape=(3, 64, 64))[0].clamp(-1, 1)
-    large = sample(Unconditional(), prior, DDPM(steps=steps), n=2, shape=(3, 128, 128), seed=1)[0].clamp(-1, 1)
+    small = sample(Unconditional(), prior, DDPM(steps=steps), n=24, shape=(3, 64, 64), progress=False)[0].clamp(-1, 1)
+    large = sample(Unconditional(), prior, DDPM(steps=steps), n=2, shape=(3, 128, 128), seed=1, progress=False)[0].clamp(-1, 1)
     sheet = torch.ones(3, 192 + 8, 8 * 64 + 8 + 128)
     sheet[:, :192, :512] = small.reshape(3, 8, 3, 64, 64).permute(2, 0, 3, 1, 4).reshape(3, 192, 512)
     sheet[:, :128, 520:], sheet[:, 128 + 8 : 200, 520:] = large[0], large[1][:, :64]
@@ -109,16 +109,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prior", help="a shipped name or a diffusers folder")
     parser.add_argument("--card", type=Path, default=None, help="write the scores into this card.yaml")
-    parser.add_argument("--samples", type=Path, default=Path("samples.png"), help="where the unconditional draws go")
+    parser.add_argument("--samples", type=Path, default=None, help="where the draws go (default: samples.png beside the card, or here)")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=RuntimeWarning)
     rows = table(args.prior)
-    draw(args.prior, args.samples)
+    samples = args.samples or (args.card.parent if args.card else Path()) / "samples.png"
+    draw(args.prior, samples)
     if args.card is not None:
         from omegaconf import OmegaConf
 
         card = OmegaConf.load(args.card)
         card["held_out_psnr_db"] = rows
+        card["samples"] = f"{samples.name}: 24 unconditional draws at 64 x 64 and two at 128 x 128, 200 ancestral steps"
         OmegaConf.save(card, args.card)
 
 

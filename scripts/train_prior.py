@@ -6,7 +6,7 @@
 
 The network is diffusers' UNet2DModel with v-prediction (T. Salimans, J. Ho, "Progressive distillation for fast
 sampling of diffusion models", ICLR 2022, section 4) on the DDPM linear schedule with 1000 levels. The rate is held
-constant and annealed linearly to zero over the last session (`--finish`), so that pieces of any length add up.
+constant and annealed linearly to zero over the last run (`--finish`), so that pieces of any length add up.
 The exported weights are the exponential moving average in half precision, in diffusers' folder format.
 """
 
@@ -178,7 +178,7 @@ def recipe_of(args: argparse.Namespace, steps: int) -> dict[str, Any]:
         "steps": steps,
         "batch": args.batch,
         "images_seen": steps * args.batch,
-        "optimiser": f"AdamW, rate {args.lr:g}, annealed linearly to zero over the last session; bf16 autocast",
+        "optimiser": f"AdamW, rate {args.lr:g}, annealed linearly to zero over the last run; bf16 autocast",
     }
 
 
@@ -186,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoint; an existing one is continued")
     parser.add_argument("--minutes", type=float, default=30.0, help="stop after this long (a checkpoint is kept)")
-    parser.add_argument("--finish", action="store_true", help="anneal the rate to zero over this session and export")
+    parser.add_argument("--finish", action="store_true", help="anneal the rate to zero over this run and export")
     parser.add_argument("--export", type=Path, default=None, help="folder to export to (default: WORK/export)")
     parser.add_argument("--images", type=Path, default=None, help="a folder of your own images in place of the shipped photographs")
     parser.add_argument("--leaves", type=float, default=0.35, help="share of dead-leaves images")

@@ -122,6 +122,9 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
     with pytest.raises(ValueError, match="prior differ"):
         run(DPS(), Posterior(GaussianPrior(prior.mean, 2 * prior.cov), likelihood), checkpoint=file)
     assert file.read_bytes() == kept
+    (tmp_path / "broken.pt").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="is not a checkpoint that can be read"):
+        run(DPS(), posterior, checkpoint=tmp_path / "broken.pt")
 
 
 def test_exact_posterior_of_several_measurements_runs_row_by_row():

@@ -281,3 +281,15 @@ def test_order_of_convergence_of_whole_schedules(kernel, order):
         errors.append(float((sampler.result(state) - flow_map(u, 20.0, 0.0)).norm()))
     slope = math.log2(errors[0] / errors[-1]) / math.log2(steps[-1] / steps[0])
     assert slope == pytest.approx(order, abs=0.15)
+
+
+def test_renoise_is_the_forward_transition():
+    """From N(alpha_s x0, sigma_s^2) at s, renoise gives N(alpha_t x0, sigma_t^2) at t."""
+    for move in MOVES.values():
+        if move.last:
+            continue
+        x_s, z = torch.full((1, 1), 2.0 * move.s.alpha, dtype=DOUBLE), torch.ones(1, 1, dtype=DOUBLE)
+        mean = kernels.renoise(x_s, move, torch.zeros_like(z))
+        assert float(mean) == pytest.approx(2.0 * move.t.alpha, rel=1e-12)
+        spread = float(kernels.renoise(x_s, move, z) - mean) ** 2 + (move.t.alpha / move.s.alpha * move.s.sigma) ** 2
+        assert spread == pytest.approx(move.t.sigma**2, rel=1e-10)

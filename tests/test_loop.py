@@ -3,6 +3,7 @@
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from problems import DOUBLE, problem_16, problem_r1, randn
@@ -159,6 +160,42 @@ def test_the_measurement_of_memory_is_not_counted_as_a_call():
 def test_refusals(change, error, message):
     with pytest.raises(error, match=message):
         run(DPS(), problem_16(rows=2), **change)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((problem_r1(), DPS(), STEPS), "Posterior is no sampler; the order is sample.sampler, target, schedule."),
+        ((DPS, problem_r1(), STEPS), r"pass an object, DPS\(\)"),
+        ((DPS(), problem_r1(), 20), "schedule is 20; a schedule such as DDPM"),
+        ((DPS(), problem_r1(), [(1, 0)]), r"or Levels\(\[...\]\) for your own levels"),
+        ((Unconditional(), lambda x, t: x, STEPS), "a prior with denoise"),
+    ],
+    ids=range(5),
+)
+def test_arguments_of_the_wrong_kind(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        run(*arguments)
+
+
+def test_more_refusals():
+    with pytest.raises(TypeError, match="n=2.5; a whole number"):
+        run(DPS(), problem_r1(), n=2.5)
+    with pytest.raises(ValueError, match="dtype=torch.float64, but the prior's network computes in torch.float32"):
+        run(Unconditional(), network_prior(), shape=(3, 8, 8), dtype=DOUBLE)
+    with pytest.raises(TypeError, match="y is a ndarray"):
+        GaussianLikelihood(problem_r1().likelihood.operator, np.ones((1, 1)), 0.1)
+    with pytest.raises(ValueError, match="one number for all rows"):
+        GaussianLikelihood(problem_r1().likelihood.operator, torch.ones(2, 1), torch.ones(2))
+    with pytest.raises(ValueError, match="levels are pairs"):
+        Levels([1.0, 0.5, 0.0])
+    ids = np.arange(2)
+    assert torch.equal(run(DPS(), problem_16(rows=2), ids=ids), run(DPS(), problem_16(rows=2), ids=[0, 1]))
+
+
+def test_a_result_far_outside_the_priors_range_is_refused():
+    with pytest.raises(Divergence, match="lower zeta"):
+        run(DPS(zeta=1e4), image_posterior(), DDPM(steps=10))
 
 
 def test_refusals_that_need_other_targets():

@@ -118,3 +118,8 @@ def test_every_name_in_the_tables_resolves():
             module, _, cls = home.partition(":")
             found = getattr(importlib.import_module(module), cls)
             assert (found.__doc__ or "").strip(), f"{name} has no docstring, which is its help"
+
+
+def test_the_documents_hold_no_placeholder():
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("data/**/*.md"), *ROOT.glob("data/**/card.yaml")):
+        assert "@@" not in path.read_text(), path

@@ -121,6 +121,7 @@ def _read_card(folder: Path) -> dict[str, Any]:
 def _load_unet(folder: Path, card: dict[str, Any]) -> tuple[Any, str]:
     """The network with every weight from the file and every weight of the file used; and the file's sha256."""
     from diffusers import UNet2DModel
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = folder / "diffusion_pytorch_model.safetensors"
@@ -137,7 +138,10 @@ def _load_unet(folder: Path, card: dict[str, Any]) -> tuple[Any, str]:
         if config.get(key) is not None:
             raise ValueError(f"{folder} holds a class-conditional network ({key}={config[key]!r}); an unconditional one is needed")
     network = UNet2DModel.from_config(config)
-    weights = load_file(path)
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
     wanted = network.state_dict()
     missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     wrong = sorted(k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape)

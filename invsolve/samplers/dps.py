@@ -36,9 +36,9 @@ class DPS(Stateless):
         variance: of the ancestral step; "auto" is learned where the network predicts it, else "posterior" (fixed-small).
             "official" asks for "learned" unless told otherwise ("posterior", "upper").
 
-    Linear operators and Poisson or Gaussian noise of any kind the likelihood offers. Each step costs one forward and one
-    backward pass of the network. Biased even with the theoretical weight: the posterior covariance of x_0 given x_t is
-    left out of the likelihood.
+    Any operator, linear or not, and any likelihood. "squared" is unstable when sigma_y is small and the steps are few: take
+    300 or more. Each step costs one forward and one backward pass of the network. Biased even with the theoretical weight:
+    the posterior covariance of x_0 given x_t is left out of the likelihood.
     """
 
     zeta: float = 1.0
