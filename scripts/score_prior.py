@@ -82,7 +82,9 @@ def table(prior_name: str) -> list[dict[str, float | str]]:
         noisy = truth + sigma * noise
         with torch.no_grad():
             ours = psnr(torch.cat([prior.denoise(part, Level(1.0, sigma)) for part in noisy.split(16)]), truth)
-        tv, tv_at = best_of({f"{w:.2f}": total_variation(noisy, w) for w in sigma * np.array([0.6, 0.8, 1.0, 1.25, 1.6, 2.0, 2.6, 3.4])}, truth)
+        tv, tv_at = best_of(
+            {f"{w:.2f}": total_variation(noisy, w) for w in sigma * np.array([0.6, 0.8, 1.0, 1.25, 1.6, 2.0, 2.6, 3.4])}, truth
+        )
         nlm, nlm_at = best_of(
             {f"{h:.2f}, patch {p}": non_local_means(noisy, sigma, h, p) for h in (0.3, 0.45, 0.6, 0.8, 1.0) for p in (3, 5, 7, 9)}, truth
         )

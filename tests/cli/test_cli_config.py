@@ -82,7 +82,7 @@ def test_difference_ignores_what_does_not_change_results():
     same = load("photo_sr4", ["device=cuda", "out=elsewhere", "progress=false", "memory_gb=3", "batch=1"]).as_dict()
     assert difference(plain, same) is None
     other = load("photo_sr4", ["sampler.zeta=0.5", "seed=1"]).as_dict()
-    assert difference(plain, other) == ("sampler.zeta", 1.0, 0.5)
+    assert difference(plain, other) == ("sampler.zeta", plain["sampler"]["zeta"], 0.5)
 
 
 @pytest.mark.parametrize("group", ["operator", "noise", "schedule", "sampler", "data"])
