@@ -103,8 +103,6 @@ class Monitor:
         """Reads what is still under way."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            if pending.event is not None:
-                pending.event.synchronize()
             self._read(pending)
 
     @staticmethod
@@ -118,7 +116,7 @@ class Monitor:
         return _Reading(move, host, event)
 
     def _read(self, reading: _Reading) -> None:
-        if reading.event is not None and not reading.event.query():
+        if reading.event is not None:
             reading.event.synchronize()
         largest, misfit = reading.values.tolist()
         if self.bar is not None and self.target.likelihood is not None:

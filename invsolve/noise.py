@@ -53,14 +53,8 @@ class Noise:
     ):
         if where not in ("cpu", "device"):
             raise ValueError(f"where={where!r}; 'cpu' or 'device' is needed")
-        self.seed, self.rows, self.dtype, self.device, self.where, self.block = (
-            seed,
-            list(rows),
-            dtype,
-            torch.device(device),
-            where,
-            block,
-        )
+        self.seed, self.rows, self.dtype = seed, list(rows), dtype
+        self.device, self.where, self.block = torch.device(device), where, block
         self.counts: dict[tuple[int, ...], int] = {}
         self._blocks: dict[tuple[int, ...], tuple[int, Tensor]] = {}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,8 +202,3 @@ def _cosine_bars(steps: int) -> list[float]:
     from invsolve.schedules import Cosine
 
     return [level.alpha**2 for level in reversed(Cosine(steps, train_steps=steps).levels()[:-1])]
-
-
-def parameter_count(prior: NetworkPrior) -> int:
-    """Number of weights of the network."""
-    return sum(math.prod(p.shape) for p in prior.network.parameters())
