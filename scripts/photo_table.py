@@ -118,18 +118,18 @@ def row_of(prior: Any, task: str, truth: Tensor, steps: int, n: int, zeta: float
     return row
 
 
-def sweep(prior: Any, steps: int, zetas: tuple[float, ...] = (0.3, 0.6, 1.2, 2.5, 5.0)) -> None:
+def sweep(prior: Any, steps: int, size: int, zetas: list[float]) -> None:
     """PSNR and residual of one sample on training photographs, for a grid of zeta."""
     chosen = [p for p in training_photo_paths() if p.stem in ("motorcycle_left", "camera", "coins", "grace_hopper", "ihc", "brick")]
-    truth = crops(chosen, 64, 1)
+    truth = crops(chosen, size, 1)
     for task, build in TASKS.items():
-        operator = build(64)
+        operator = build(size)
         y = operator.measure(truth, SIGMA)
         for zeta in zetas:
             draws, posterior, _ = reconstruct(prior, DPS(zeta=zeta), operator, y, steps, 1)
             found = measure(draws, posterior, truth, "dps")
             print(
-                f"{task:12s} zeta {zeta:4.1f} steps {steps}: {found['dps_sample']:.2f} dB, residual {found['dps_residual']:.2f}", flush=True
+                f"{task:12s} {size} zeta {zeta:4.1f} steps {steps}: {found['dps_sample']:.2f} dB, residual {found['dps_residual']:.2f}", flush=True
             )
 
 
@@ -149,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="photo")
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--zetas", type=float, nargs="+", default=[0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 20.0], help="the grid of --sweep")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--precision", default="bf16", choices=["float32", "bf16"])
@@ -158,7 +159,8 @@ def main() -> None:
     args = parser.parse_args()
     prior = load_prior(args.prior, precision=args.precision)
     if args.sweep:
-        sweep(prior, args.steps)
+        for size in args.sizes:
+            sweep(prior, args.steps, size, args.zetas)
         return
     rows = []
     for size in args.sizes:

@@ -1,4 +1,4 @@
-"""Every law over one list of operators. A new operator is one line in OPERATORS and inherits every test here."""
+"""Every law over one list of operators. A new operator is one line in operator_cases and inherits every test here."""
 
 import math
 from collections.abc import Callable
@@ -8,25 +8,19 @@ import deepinv.physics as dinv
 import numpy as np
 import pytest
 import torch
+from operator_cases import BATCHES, CASES, rand
 from torch import Tensor
 
 from operators import (
-    GaussianBlur,
     Identity,
     Inpainting,
     LinearOperator,
     Matrix,
     Operator,
-    SuperResolution,
     as_operator,
     check,
-    generator,
 )
 from operators.base import LinearOperator as Base
-
-
-def rand(*shape: int) -> Tensor:
-    return torch.rand(shape, generator=generator(0, "test"), dtype=torch.float64)
 
 
 class Tone(Operator):
@@ -53,44 +47,11 @@ class Gradient(LinearOperator):
 
 
 OPERATORS: dict[str, Callable[[], Operator]] = {
-    "identity": lambda: Identity((1, 5, 6)),
-    "identity vector": lambda: Identity((7,)),
-    "matrix wide": lambda: Matrix(rand(7, 30) - 0.5, (1, 5, 6)),
-    "matrix tall, rank 3": lambda: Matrix((rand(9, 3) - 0.5) @ (rand(3, 5) - 0.5), (5,)),
-    "blur circular": lambda: GaussianBlur((3, 8, 8), std=1.0),
-    "blur circular, kernel larger than image": lambda: GaussianBlur((1, 5, 8), std=2.0),
-    "blur circular, odd": lambda: GaussianBlur((1, 9, 12), std=0.8, taps=61),
-    "blur reflect": lambda: GaussianBlur((3, 9, 8), std=1.2, boundary="reflect"),
-    "blur reflect, few taps": lambda: GaussianBlur((1, 6, 7), std=10.0, taps=5, boundary="reflect"),
-    "box": lambda: Inpainting((3, 8, 9), size=(3, 4), margin=1, seed=2),
-    "box grey": lambda: Inpainting((1, 7, 7)),
-    "random": lambda: Inpainting((3, 7, 10), kind="random", fraction=0.7),
-    "mask tensor": lambda: Inpainting((3, 6, 6), kind="file", mask=rand(6, 6) > 0.5),
-    "bicubic": lambda: SuperResolution((3, 16, 12)),
-    "bicubic x3 odd": lambda: SuperResolution((1, 15, 9), factor=3),
-    "bicubic, one pixel left": lambda: SuperResolution((1, 4, 8), factor=4),
-    "average": lambda: SuperResolution((3, 8, 12), kind="average"),
-    "average x3": lambda: SuperResolution((1, 9, 15), factor=3, kind="average"),
+    **CASES,
     "gradient by CG": lambda: Gradient((1, 6, 7)),
     "non-linear": lambda: Tone((3, 5, 6)),
-    "deepinv inpainting": lambda: as_operator(dinv.Inpainting((3, 8, 9), mask=(rand(3, 8, 9) > 0.5).float())),
-    "deepinv inpainting, mask per sample": lambda: as_operator(
-        dinv.Inpainting((1, 4, 4), mask=torch.eye(4).repeat(3, 1, 1)[:, None].roll(1, -1))
-    ),
-    "deepinv blur fft": lambda: as_operator(dinv.BlurFFT((1, 8, 9), filter=rand(1, 1, 3, 3).float())),
-    "deepinv blur reflect": lambda: as_operator(dinv.Blur(rand(1, 1, 3, 3).float() / 5, padding="reflect"), (1, 6, 7)),
-    "deepinv downsampling": lambda: as_operator(dinv.Downsampling((1, 16, 16), filter="bilinear", factor=2)),
-    "deepinv downsampling, filter larger than image": lambda: as_operator(dinv.Downsampling((1, 8, 8), filter="gaussian", factor=2)),
-    "deepinv mri": lambda: as_operator(dinv.MRI(mask=(rand(8, 6) > 0.5).float(), img_size=(8, 6))),
-    "deepinv multicoil mri": lambda: as_operator(
-        dinv.MultiCoilMRI(mask=(rand(6, 6) > 0.4).float(), coil_maps=torch.complex(rand(3, 6, 6), rand(3, 6, 6)).cfloat(), img_size=(6, 6))
-    ),
-    "deepinv phase retrieval": lambda: as_operator(
-        dinv.PhaseRetrieval(dinv.Blur(rand(1, 1, 3, 3).float() / 5, padding="circular")), (1, 5, 6)
-    ),
 }
-LINEAR = [name for name in OPERATORS if name not in ("non-linear", "deepinv phase retrieval")]
-BATCHES = {"deepinv inpainting, mask per sample": (3,)}
+LINEAR = [name for name, build in OPERATORS.items() if build().linear]
 CASES = [(name, batch) for name in OPERATORS for batch in BATCHES.get(name, (1, 3))]
 
 
