@@ -2,93 +2,41 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from operators.base import shape_of
+from operators.masks import KINDS, SEEDED, draw_mask, folder_mask, listed
 from operators.picture import as_picture
 from operators.spectral import SpectralOperator
 from operators.streams import generator
 
 
-def _draw(low: int, high: int, rng: torch.Generator) -> int:
-    return int(torch.randint(low, high + 1, (), generator=rng))
-
-
-def box_mask(height: int, width: int, size: int | Sequence[int] | None, margin: int, seed: int) -> Tensor:
-    """Mask (H, W), float64, 0 in one box whose place is uniform among those at least `margin` pixels from the border.
-
-    `size` is a side, a pair (h, w), or None for half of each side. Raises ValueError if the box does not fit.
-    """
-    if size is None:
-        size = (max(height // 2, 1), max(width // 2, 1))
-    sides = [size, size] if isinstance(size, int) else list(size)
-    if len(sides) != 2 or min(sides) < 1 or margin < 0:
-        raise ValueError(f"a box needs a positive size (side or (h, w)) and a margin >= 0, got size={size!r}, margin={margin!r}")
-    h, w = sides
-    if h + 2 * margin > height or w + 2 * margin > width:
-        raise ValueError(f"a box of {h}x{w} with margin {margin} does not fit an image of {height}x{width}")
-    rng = generator(seed, "box mask")
-    top, left = _draw(margin, height - margin - h, rng), _draw(margin, width - margin - w, rng)
-    mask = torch.ones(height, width, dtype=torch.float64)
-    mask[top : top + h, left : left + w] = 0
-    return mask
-
-
-def random_mask(height: int, width: int, fraction: float, seed: int) -> Tensor:
-    """Mask (H, W), float64, with exactly floor(fraction H W) zeros at places uniform without replacement."""
-    if not 0 <= fraction < 1:
-        raise ValueError(f"fraction is the share of pixels removed and must lie in [0, 1), got {fraction!r}")
-    # 0.29 * 100 is 28.999999999999996: the product of a decimal fraction is meant, not its binary rounding.
-    removed = math.floor(fraction * height * width + 1e-9)
-    mask = torch.ones(height * width, dtype=torch.float64)
-    mask[torch.randperm(height * width, generator=generator(seed, "random mask"))[:removed]] = 0
-    return mask.reshape(height, width)
-
-
-def file_mask(mask: str | Path | Tensor, height: int, width: int) -> Tensor:
-    """Mask (H, W), float64 0/1, from an image file, a .npy file or a tensor (H, W) or (1, H, W); nonzero means known.
-
-    Raises ValueError if there is no such file or its size is not that of the image.
-    """
-    if isinstance(mask, Tensor):
-        found, name = mask.detach().cpu(), "the mask tensor"
-    else:
-        path = Path(mask)
-        if not path.is_file():
-            raise ValueError(f"no mask file at {path}")
-        name = str(path)
-        if path.suffix == ".npy":
-            found = torch.from_numpy(np.load(path, allow_pickle=False))
-        else:
-            with Image.open(path) as picture:
-                found = torch.from_numpy(np.array(picture.convert("L")))
-    if found.ndim == 3 and found.shape[0] == 1:
-        found = found[0]
-    if tuple(found.shape) != (height, width):
-        raise ValueError(f"{name} has size {tuple(found.shape)}, the image has {(height, width)}")
-    if found.is_floating_point() and not bool(found.isfinite().all()):
-        raise ValueError(f"{name} holds values that are not finite")
-    return (found != 0).double()
-
-
 class Inpainting(SpectralOperator):
     """Sets hidden pixels to zero, jointly in all channels: (B, C, H, W) -> (B, C, H, W), y = mask * x.
 
-    kind="box": one hidden box of side `size` (int, or (h, w); default half the sides) at a random place `margin` pixels from
-    the border; kind="random": exactly floor(fraction H W) random pixels removed; kind="file": `mask` from a PNG or .npy file
-    (or a tensor), white or nonzero = known. Random masks are drawn once, here, from `seed`. Buffer `mask` (1, H, W), 1 = known.
+    kind and its options (`operators.masks` has the exact definitions and defaults):
+    "box": one hidden box of side `size` (int, or (h, w); default half the sides) at a random place `margin` pixels from the
+    border; "random": exactly floor(fraction H W) random pixels removed (default 0.7); "lines": random straight lines `thickness`
+    pixels wide, until `fraction` (0.25) is hidden; "strokes": free-form brush strokes, likewise (0.3); "text": rows of `text` in
+    letters of `size` pixels; "half": the half at `side` hidden (default right); "expand": only a centred box of side `size` known
+    (default a quarter); "alternate": every second row hidden; "super_resolve": every second pixel of every second row known
+    (the last four and the idea of the set: RePaint, Lugmayr et al., arXiv:2201.09865); "file": `mask` from a PNG or .npy file
+    (or a tensor (H, W)), white or nonzero = known.
+
+    Random masks are drawn once, here, from `seed`: one for all images, buffer `mask` (1, H, W), 1 = known. With per_image=True
+    every image has its own, which follows from (seed, image id) alone: `for_ids(ids)` gives the operator of a batch, with
+    buffer `mask` (B, 1, H, W); `measure` and runs call it. For kind="file", `mask` is then a folder with <id>.png or <id>.npy.
     Measurements are full size with zeros at hidden pixels, which count neither in `measured` nor in the noise
     (DPS, Chung et al., arXiv:2209.14687, App. D adds noise there too).
 
     Raises ValueError for an unknown kind, options of another kind, a box that does not fit, a fraction outside [0, 1), a
-    mask whose size is not (H, W), or a mask that hides every pixel.
+    mask whose size is not (H, W), several masks in one tensor or file, a mask that hides every pixel, per_image with a kind
+    that is the same for all, and on use of a per_image operator that is not bound to ids.
     """
 
     def __init__(
@@ -96,42 +44,97 @@ class Inpainting(SpectralOperator):
         image_shape: Sequence[int],
         kind: str = "box",
         size: int | Sequence[int] | None = None,
-        fraction: float = 0.7,
+        fraction: float | None = None,
         margin: int = 0,
         mask: str | Path | Tensor | None = None,
         seed: int = 0,
+        thickness: int | None = None,
+        text: str | None = None,
+        side: str | None = None,
+        per_image: bool = False,
     ) -> None:
-        _, height, width = shape_of(image_shape, 3)
-        if kind not in ("box", "random", "file"):
-            raise ValueError(f"kind must be 'box', 'random' or 'file', got {kind!r}")
-        if kind != "box" and (size is not None or margin):
-            raise ValueError(f"size and margin belong to kind='box', got size={size!r}, margin={margin!r} with kind={kind!r}")
-        if (kind == "file") != (mask is not None):
-            raise ValueError(f"mask and kind='file' go together, got mask={'None' if mask is None else 'given'}, kind={kind!r}")
+        shape_of(image_shape, 3)
+        if kind not in KINDS:
+            raise ValueError(f"kind must be {listed(list(KINDS))}, got {kind!r}")
+        options: dict[str, Any] = {"size": size, "fraction": fraction, "mask": mask, "thickness": thickness, "text": text, "side": side}
+        options = {name: value for name, value in (*options.items(), ("margin", margin or None)) if value is not None}
+        for name, value in options.items():
+            if name not in KINDS[kind]:
+                owners = listed([owner for owner in KINDS if name in KINDS[owner]])
+                shown = "a tensor" if isinstance(value, Tensor) else repr(value)
+                raise ValueError(f"{name} belongs to kind={owners}, got {name}={shown} with kind={kind!r}")
+        if kind == "file" and mask is None:
+            raise ValueError("mask and kind='file' go together, got mask=None, kind='file'")
         super().__init__(image_shape, image_shape)
-        if kind == "box":
-            known = box_mask(height, width, size, margin, seed)
-        elif mask is None:
-            known = random_mask(height, width, fraction, seed)
-        else:
-            known = file_mask(mask, height, width)
+        self.kind, self.seed, self.per_image, self.options = kind, seed, per_image, options
+        if per_image:
+            self._check_per_image()
+        self.register_buffer("mask", None if per_image else self._draw()[None])
+
+    def _check_per_image(self) -> None:
+        if self.kind == "file" and (isinstance(self.options["mask"], Tensor) or not Path(self.options["mask"]).is_dir()):
+            shown = "a tensor" if isinstance(self.options["mask"], Tensor) else repr(str(self.options["mask"]))
+            raise ValueError(f"per_image=True with kind='file' takes a folder that holds a mask file per image id, got mask={shown}")
+        if self.kind not in (*SEEDED, "file"):
+            raise ValueError(f"per_image=True needs a kind that can differ, {listed((*SEEDED, 'file'))}; {self.kind!r} is the same for all")
+        if self.kind != "file":
+            # Options that cannot be drawn from are refused here, not at the first image.
+            self._draw("per_image")
+
+    def _draw(self, *id: int | str) -> Tensor:
+        """The mask (H, W) of an image id, or without one that of all images."""
+        options, (_, height, width) = self.options, self.image_shape
+        if self.kind == "file" and id:
+            options = {"mask": folder_mask(options["mask"], *id)}
+        known = draw_mask(self.kind, height, width, options, generator(self.seed, f"{self.kind} mask", *id))
         if not bool(known.any()):
-            raise ValueError("the mask hides every pixel: nothing would be measured")
-        self.register_buffer("mask", known[None])
-        self.kind = kind
+            raise ValueError(f"the mask{f' of image {id[0]!r}' if id else ''} hides every pixel: nothing would be measured")
+        return known
+
+    def for_ids(self, ids: Sequence[int | str]) -> Inpainting:
+        """With per_image: the operator of a batch of these ids, with `mask` (B, 1, H, W); itself otherwise."""
+        if not self.per_image or self.ids == tuple(ids):
+            return self
+        bound = self._with_buffers(mask=torch.stack([self._draw(id) for id in ids])[:, None])
+        bound.ids = tuple(ids)
+        return bound
+
+    def select(self, index: Tensor) -> Inpainting:
+        """The operator for rows `index`, of the ids it is bound to; itself where one mask serves all rows."""
+        if self.ids is None or len(self.ids) == 1:
+            return self
+        chosen = self._with_buffers(mask=self.mask[index.to(self.mask.device)])
+        chosen.ids = tuple(self.ids[row] for row in index.tolist())
+        return chosen
+
+    def _known(self, like: Tensor) -> Tensor:
+        self._bound()
+        mask = self._as("mask", like)
+        if mask.ndim == 4 and mask.shape[0] not in (1, like.shape[0]):
+            many = f"the masks are those of {mask.shape[0]} images, got a batch of {like.shape[0]}"
+            raise ValueError(f"{many}; select() the rows, or for_ids(ids)")
+        return mask
+
+    def _bound(self) -> None:
+        if self.mask is None:
+            raise ValueError("with per_image=True each image has its own mask: use op.for_ids(ids), one id per image (op.measure does)")
 
     def _singular_values(self, like: Tensor) -> Tensor:
-        return self._as("mask", like)
+        return self._known(like)
 
     def restrict(self, y: Tensor) -> Tensor:
         """y (B, C, H, W) with hidden pixels set to zero."""
-        return self._as("mask", y) * y
+        return self._known(y) * y
 
     @property
     def measured(self) -> int:
-        """Number of known pixels times channels."""
+        """Number of known pixels times channels; ValueError where it differs between images."""
+        self._bound()
+        counts = {int(count) for count in self.mask.flatten(-2).count_nonzero(-1).flatten()}
+        if len(counts) > 1:
+            raise ValueError(f"the masks of the images measure different numbers of pixels: {sorted(counts)}; select() one")
         channels: int = self.image_shape[0]
-        return channels * int(self.mask.count_nonzero())
+        return channels * counts.pop()
 
     def view(self, y: Tensor) -> Tensor:
         """The known pixels clamped to [-1, 1], hidden ones mid-grey."""
