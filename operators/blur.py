@@ -1,45 +1,95 @@
-"""Gaussian blur with circular or reflecting boundary."""
+"""Blur with one kernel for the whole image: any kernel, and the Gaussian as a pair of matrices."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from operators.base import shape_of
+from operators.base import LinearOperator, shape_of
+from operators.convolution import BOUNDARIES, CircularConvolution, Convolution
+from operators.kernels import gaussian_taps, make_kernel
 from operators.spectral import SeparableOperator
 
 
-def gaussian_taps(std: float, taps: int | None = None) -> Tensor:
-    """Weights (2r + 1,) of a Gaussian of standard deviation `std` pixels, float64, summing to 1, r = int(4 std + 1/2).
+class Blur(LinearOperator):
+    """True convolution of every channel with a kernel, (B, C, H, W) -> (B, C, H, W), or smaller if boundary="valid".
 
-    This is scipy.ndimage.gaussian_filter's response to an impulse (truncate=4). `taps` limits the radius to
-    (taps - 1) / 2; more taps than the natural radius add only zeros, which are left out.
-    Raises ValueError unless std is finite and > 0 and taps odd and > 0.
+    `kernel` names one, each with options of its own, in pixels; what is not given has the default in parentheses:
+    "motion": a random camera path drawn from `seed`, in a square of `taps` (61) pixels, of `intensity` (0.5) in (0, 1];
+    "uniform": the mean of `taps` (9) pixels squared; "gaussian": `std` (3), or [along, across] an axis that stands `angle`
+    (0) degrees counter-clockwise from the horizontal, cut at `taps` (4 std); "disk": defocus of `radius` (3), antialiased.
+    Or it is a .npy or image file (grey values / 255) or a tensor (kh, kw), used as it is, or divided by its sum if
+    `normalise`. See `operators.kernels` for the definitions. The blurred pixel is centred on tap (kh // 2, kw // 2).
+
+    `boundary`: pixels beyond the border repeat the image ("circular"), mirror it about the border pixels ("reflect", DPS's
+    padding: Chung et al., arXiv:2209.14687), are 0 ("zero"), or are never needed ("valid": only pixels whose whole
+    neighbourhood lies in the image are measured, (H - kh + 1, W - kw + 1)). A and A^T are exact transposes for each. Prox and
+    pseudo-inverse are in closed form for "circular" (by FFT; kernels larger than the image wrap), by conjugate gradients
+    for the others. Buffer `map.kernel`. `GaussianBlur` has closed forms for every boundary.
+
+    Raises ValueError for an unknown kernel or boundary, options of another kernel or out of range, a file that cannot be
+    read, a kernel that is not a real, finite, nonzero matrix, and a kernel too large for "reflect" or "valid".
     """
-    if not (math.isfinite(std) and std > 0):
-        raise ValueError(f"std must be a finite number of pixels > 0, got {std!r}")
-    radius = int(4 * std + 0.5)
-    if taps is not None:
-        if taps < 1 or taps % 2 == 0:
-            raise ValueError(f"taps must be odd and positive (a centred kernel), got {taps!r}")
-        radius = min(radius, taps // 2)
-    offset = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (offset / std) ** 2)
-    return weights / weights.sum()
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        kernel: str | Path | Tensor = "motion",
+        boundary: str = "circular",
+        taps: int | None = None,
+        intensity: float | None = None,
+        std: float | Sequence[float] | None = None,
+        angle: float | None = None,
+        radius: float | None = None,
+        normalise: bool | None = None,
+        seed: int = 0,
+    ) -> None:
+        options = {"taps": taps, "intensity": intensity, "std": std, "angle": angle, "radius": radius, "normalise": normalise}
+        weights = make_kernel(kernel, seed, **options)
+        convolution: CircularConvolution | Convolution
+        if boundary == "circular":
+            convolution = CircularConvolution(image_shape, weights)
+        else:
+            convolution = Convolution(image_shape, weights, boundary)
+        super().__init__(image_shape, convolution.measurement_shape)
+        self.map = convolution
+        self.closed_form, self.closed_form_inverse = convolution.closed_form, convolution.closed_form_inverse
+        self.boundary = boundary
+
+    @property
+    def kernel(self) -> Tensor:
+        """The kernel (kh, kw), float64."""
+        return self.map.kernel
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.map._forward(x)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self.map._adjoint(y)
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
+        return self.map._prox(z, y, gamma)
+
+    def _pseudo_inverse(self, y: Tensor, tol: float | None, max_iter: int) -> Tensor:
+        return self.map._pseudo_inverse(y, tol, max_iter)
 
 
 def convolution_matrix(weights: Tensor, size: int, boundary: str) -> Tensor:
     """Matrix (size, size) of the 1-D filter out[i] = sum_d weights[d + r] x[index(i + d)], float64.
 
     `index` wraps around ("circular", kernels longer than the signal wrap as often as needed) or mirrors about the end samples
-    without repeating them ("reflect", as torch.nn.ReflectionPad2d).
-    Raises ValueError if r >= size for "reflect", or for an unknown boundary.
+    without repeating them ("reflect", as torch.nn.ReflectionPad2d); samples outside count as zero for "zero". For "valid"
+    only the rows that stay inside are kept, (size - 2 r, size).
+    Raises ValueError if r >= size for "reflect" or 2 r >= size for "valid", or for an unknown boundary.
     """
     radius = len(weights) // 2
     at = torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)
+    if boundary not in BOUNDARIES:
+        raise ValueError(f"boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
+    inside = (at >= 0) & (at < size)
     if boundary == "circular":
         at = at % size
     elif boundary == "reflect":
@@ -47,10 +97,13 @@ def convolution_matrix(weights: Tensor, size: int, boundary: str) -> Tensor:
             raise ValueError(f"reflecting a kernel of radius {radius} needs sides larger than {radius}, got {size}")
         at = at.abs()
         at = (size - 1) - (size - 1 - at).abs()
-    else:
-        raise ValueError(f"boundary must be 'circular' or 'reflect', got {boundary!r}")
-    matrix = torch.zeros(size, size, dtype=torch.float64)
-    return matrix.scatter_add_(1, at, weights.expand(size, -1).contiguous())
+    elif boundary == "valid" and 2 * radius >= size:
+        raise ValueError(f"boundary 'valid' needs sides of at least the kernel's {2 * radius + 1} taps, got {size}")
+    values = weights.expand(size, -1)
+    if boundary in ("zero", "valid"):
+        values, at = values * inside, at.clamp(0, size - 1)
+    matrix = torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, at, values.contiguous())
+    return matrix[inside.all(1)] if boundary == "valid" else matrix
 
 
 class GaussianBlur(SeparableOperator):
@@ -58,9 +111,10 @@ class GaussianBlur(SeparableOperator):
 
     The defaults are the blur of DPS (Chung et al., arXiv:2209.14687, App. D; its 61 x 61 kernel of std 3 is zero beyond
     radius 12), with boundary="reflect" for DPS's reflection padding. As the kernel is separable, the boundary included, A is
-    a pair of 1-D matrices: the adjoint is exact and prox and pseudo-inverse are in closed form for both boundaries.
+    a pair of 1-D matrices: the adjoint is exact and prox and pseudo-inverse are in closed form for all boundaries,
+    "circular", "reflect", "zero" and "valid" (as `Blur`; the last measures r pixels less on each side).
 
-    Raises ValueError for a std or taps out of range, an unknown boundary, or a reflected kernel as large as a side.
+    Raises ValueError for a std or taps out of range, an unknown boundary, or a kernel too large for "reflect" or "valid".
     """
 
     def __init__(self, image_shape: Sequence[int], std: float = 3.0, taps: int | None = None, boundary: str = "circular") -> None:
