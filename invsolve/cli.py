@@ -1,4 +1,4 @@
-"""The command ``invsolve``: run, list, show."""
+"""The command ``invsolve``: run, list, show, check, show-operator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from invsolve import __version__
+from invsolve import __version__, operator_cli
 from invsolve.schema import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ examples:
   invsolve run my.yaml sampler=unconditional        your own file; another sampler, chosen by name
   invsolve list sampler                             the names of a group, each with a line of help
   invsolve show photo_inpaint operator=identity     the whole configuration, defaults included
+  invsolve check operator=custom operator.target=mine.py:make
+                                                    whether an operator, also one of yours, obeys the laws
+  invsolve show-operator operator=inpainting image=photo.png out=look.png
+                                                    what an operator does to a photograph, and back
 
 Running a command again continues it: finished images are skipped.
 """
@@ -67,12 +71,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"invsolve {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the Python traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,list,show}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,list,show,check,show-operator}")
     for name, text in (("run", "sample, and write a folder of results"), ("show", "print the resolved configuration")):
         command = commands.add_parser(name, help=text, description=text, epilog=_RUN_HELP, formatter_class=formatter)
         command.add_argument("name", help="a preset (see `invsolve list run`) or the path of a YAML file")
         # Everything that follows, so that the likes of -m and ~key reach the sentence that explains them.
         command.add_argument("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="changes to the configuration")
+    for name, text, epilog in operator_cli.HELP:
+        command = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=formatter)
+        if name == "show-operator":
+            command.add_argument("--overwrite", action="store_true", help="replace the picture if it exists")
+        command.add_argument("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="what to look at")
     command = commands.add_parser("list", help="list what can be named", description="list what can be named")
     command.add_argument("group", nargs="?", help="prior, operator, noise, schedule, sampler, data or run; all without it")
     return parser
@@ -81,9 +90,14 @@ def _parser() -> argparse.ArgumentParser:
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "list":
         return _list(options.group)
-    if "--debug" in options.overrides:
-        options.debug = True
-        options.overrides.remove("--debug")
+    for flag in ("debug", "overwrite"):
+        if hasattr(options, flag) and f"--{flag}" in options.overrides:
+            setattr(options, flag, True)
+            options.overrides.remove(f"--{flag}")
+    if options.command == "check":
+        return operator_cli.check(options.overrides)
+    if options.command == "show-operator":
+        return operator_cli.show(options.overrides, options.overwrite)
     from invsolve.config import load, show
 
     config = load(options.name, options.overrides)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -22,7 +22,9 @@ from invsolve import schema, tables
 from invsolve.resources import resource
 from invsolve.schema import ConfigError
 
-__all__ = ["Component", "Config", "ConfigError", "Settings", "difference", "load", "show"]
+__all__ = ["Component", "Config", "ConfigError", "Settings", "assemble", "difference", "load", "show"]
+
+_S = TypeVar("_S")
 
 # Arguments of the constructors that a configuration does not hold, because something else decides them.
 _INJECTED = {
@@ -107,25 +109,36 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = _find(str(name))
     tree = _read(path)
-    picks, values = _parse(overrides)
-    measured = any(text.startswith("data.measurement=") for text in values)
-    if measured and "measurement" not in (tree.get("data") or {}):
-        picks.setdefault("data", "measurement")
-    for group in tables.SECTIONS:
-        chosen = picks[group] if group in picks else tree.get(group)
-        tree[group] = _section(group, chosen, path)
-    merged = _merge(tree, [_literal(text, tree) for text in values])
-    sections = {group: _component(group, merged.pop(group)) for group in tables.SECTIONS}
-    fields = schema.fields_of(Settings)
-    for key in merged:
-        if key not in fields:
-            known = [*tables.SECTIONS, *fields]
-            raise ConfigError(f"unknown key {key}{schema.suggestion(str(key), known)}; there are: {', '.join(known)}")
-    settings = Settings(**schema.check("", "a run", merged, fields))
+    measured = any(text.startswith("data.measurement=") for text in overrides)
+    picked = any(text.startswith(("data=", "data.name=")) for text in overrides)
+    if measured and not picked and "measurement" not in (tree.get("data") or {}):
+        tree["data"] = "measurement"
+    sections, settings = assemble(tree, overrides, tables.SECTIONS, Settings, str(path))
     stem = path.parent.name if path.stem == "config" else path.stem
     if settings.out is None:
         settings = dataclasses.replace(settings, out=f"runs/{stem}")
     return Config(stem, sections, settings)
+
+
+def assemble(
+    tree: Mapping[str, Any], overrides: Sequence[str], groups: Sequence[str], settings: type[_S], source: str, owner: str = "a run"
+) -> tuple[dict[str, Component], _S]:
+    """The checked sections ``groups`` of ``tree`` and its other keys as a ``settings`` object, both changed by overrides.
+
+    ``source`` is what a message calls the place that ``tree`` came from, ``owner`` what takes the settings. Raises ConfigError.
+    """
+    tree = dict(tree)
+    picks, values = _parse(overrides, groups)
+    for group in groups:
+        tree[group] = _section(group, picks[group] if group in picks else tree.get(group), source)
+    fields = schema.fields_of(settings)
+    merged = _merge(tree, [_literal(text, tree, groups, fields) for text in values], groups)
+    sections = {group: _component(group, merged.pop(group)) for group in groups}
+    for key in merged:
+        if key not in fields:
+            known = [*groups, *fields]
+            raise ConfigError(f"unknown key {key}{schema.suggestion(str(key), known)}; there are: {', '.join(known)}")
+    return sections, settings(**schema.check("", owner, merged, fields))
 
 
 def show(config: Config) -> str:
@@ -134,8 +147,9 @@ def show(config: Config) -> str:
     for key, value in config.as_dict().items():
         text = OmegaConf.to_yaml(OmegaConf.create({key: value}))
         if key == "noise" and "sigma" in value:
-            line = f"  sigma: {value['sigma']}\n"
-            text = text.replace(line, f"{line[:-1]}  # [-1, 1] units; {value['sigma'] / 2:g} in [0, 1]\n")
+            line, sigma = f"  sigma: {value['sigma']}\n", value["sigma"]
+            both = f"[0, 1] units; {2 * sigma:g} in [-1, 1]" if value.get("units") == "unit" else f"[-1, 1] units; {sigma / 2:g} in [0, 1]"
+            text = text.replace(line, f"{line[:-1]}  # {both}\n")
         blocks.append(text)
     return "".join(blocks)
 
@@ -175,8 +189,8 @@ def _read(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def _parse(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """(section -> name picked for it, the overrides that set values)."""
+def _parse(overrides: Sequence[str], groups: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """(section of ``groups`` -> name picked for it, the overrides that set values)."""
     picks: dict[str, Any] = {}
     values = []
     for text in overrides:
@@ -189,17 +203,17 @@ def _parse(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             raise ConfigError(f"{text}: keys cannot be added; write {text.lstrip('+')} (`invsolve show` lists the keys)")
         if not equals or not key:
             raise ConfigError(f"{text!r} is not key=value, such as seed=1 or sampler.zeta=0.5")
-        if key.removesuffix(".name") in tables.SECTIONS:
+        if key.removesuffix(".name") in groups:
             picks[key.removesuffix(".name")] = value
         else:
             values.append(text)
     return picks, values
 
 
-def _section(group: str, given: Any, path: Path) -> dict[str, Any]:
+def _section(group: str, given: Any, source: str) -> dict[str, Any]:
     """A section as a dict with a name, on top of the defaults in ``configs/<group>/<name>.yaml`` where that exists."""
     if given is None:
-        raise ConfigError(f"{path} has no section {group}; its names are: {', '.join(tables.names(group))}")
+        raise ConfigError(f"{source} has no section {group}; its names are: {', '.join(tables.names(group))}")
     values = {"name": given} if isinstance(given, str) else given
     if not isinstance(values, dict):
         raise ConfigError(f"{group} = {given!r}: expected a name or keys; the names are: {', '.join(tables.names(group))}")
@@ -212,27 +226,28 @@ def _section(group: str, given: Any, path: Path) -> dict[str, Any]:
     return {"name": name} | (_read(file) if file else {}) | {key: value for key, value in values.items() if key != "name"}
 
 
-def _literal(override: str, tree: Mapping[str, Any]) -> str:
+def _literal(override: str, tree: Mapping[str, Any], groups: Sequence[str], top_fields: Mapping[str, schema.Field]) -> str:
     """The override with its value quoted where the key takes text, so that YAML does not read `*.png` or `010` as its own."""
     key, _, text = override.partition("=")
     top, _, rest = key.partition(".")
-    if rest and top in tables.SECTIONS:
+    fields: Mapping[str, schema.Field]
+    if rest and top in groups:
         fields = schema.fields_of(tables.resolve(top, tree[top]["name"]), skip=_INJECTED.get(top, {}))
     else:
-        fields, rest = schema.fields_of(Settings), key
+        fields, rest = top_fields, key
     plain = rest in fields and schema.takes_text(fields[rest].annotation)
     if not plain or text in ("null", "???") or text[:1] in ("'", '"') or "${" in text:
         return override
     return f"{key}={json.dumps(text)}"
 
 
-def _merge(tree: dict[str, Any], values: list[str]) -> dict[str, Any]:
+def _merge(tree: dict[str, Any], values: list[str], groups: Sequence[str]) -> dict[str, Any]:
     """``tree`` with the ``key=value`` texts set and interpolations resolved."""
     for text in values:
         key = text.partition("=")[0]
         top, *rest = key.split(".")
-        if len(rest) > 1 or (rest and (top not in tables.SECTIONS or not rest[0])):
-            raise ConfigError(f"unknown key {key}; keys have the form section.key, with section one of {', '.join(tables.SECTIONS)}")
+        if len(rest) > 1 or (rest and (top not in groups or not rest[0])):
+            raise ConfigError(f"unknown key {key}; keys have the form section.key, with section one of {', '.join(groups)}")
     merged: Any = OmegaConf.create(tree)
     text = ""
     try:
@@ -256,7 +271,34 @@ def _component(group: str, values: dict[str, Any]) -> Component:
         if key in injected:
             raise ConfigError(f"{group}.{key} cannot be set: {injected[key]}")
     fields = schema.fields_of(factory, skip=injected)
-    return Component(group, name, schema.check(group, name, values, fields))
+    if group == "operator" and "target" in fields:
+        fields |= _fields_of_target(values.get("target"), injected)
+    checked = schema.check(group, name, values, fields)
+    if group == "operator" and "parts" in checked:
+        checked["parts"] = [_part(part, place) for place, part in enumerate(checked["parts"])]
+    return Component(group, name, checked)
+
+
+def _fields_of_target(target: Any, injected: Mapping[str, str]) -> dict[str, schema.Field]:
+    """The keys of a user's own factory, which this imports: they stand beside ``target``."""
+    if not isinstance(target, str):
+        return {}
+    from operators.custom import load_target
+
+    try:
+        return schema.fields_of(load_target(target), skip=injected)
+    except (ValueError, TypeError, NameError) as error:
+        raise ConfigError(f"operator.target = {target}: {_one_line(error)}") from error
+
+
+def _part(part: Any, place: int) -> dict[str, Any]:
+    """One operator of a list ``operator.parts`` (a name, or a mapping with one), checked and completed."""
+    source = f"operator.parts[{place}]"
+    try:
+        component = _component("operator", _section("operator", part, source))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return {"name": component.name, **component.values}
 
 
 def _plain(value: Any) -> Any:

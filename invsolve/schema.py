@@ -32,6 +32,7 @@ class _Required:
 REQUIRED = _Required()
 _NO_FIT = object()
 _SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable)
+_MAPPINGS = (dict, collections.abc.Mapping)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +125,8 @@ def _fit(value: Any, option: Any, loose: bool) -> Any:
         return next((choice for choice in args if type(choice) is type(value) and choice == value), _NO_FIT)
     if origin is tuple or origin in _SEQUENCES:
         return _fit_sequence(value, origin, args)
+    if origin in _MAPPINGS:
+        return dict(value) if isinstance(value, collections.abc.Mapping) and all(isinstance(key, str) for key in value) else _NO_FIT
     if option in (bool, int, float, str):
         return _fit_scalar(value, option, loose)
     return _NO_FIT
@@ -176,4 +179,6 @@ def _describe_option(option: Any) -> str:
         return f"a list of {len(args)}: [" + ", ".join(map(describe, args)) + "]"
     if origin is tuple or origin in _SEQUENCES:
         return "a list" + (f" ({describe(args[0])} each)" if args else "")
+    if origin in _MAPPINGS:
+        return "{key: value, ...}"
     return scalars.get(option, "")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from deepinv.physics import LinearPhysics, Physics
@@ -30,6 +31,15 @@ def shape_of(image_shape: Sequence[int], ndim: int | None = None) -> tuple[int, 
     if ndim is not None and len(shape) != ndim:
         raise ValueError(f"image_shape must have {ndim} entries (C, H, W), got {image_shape!r}")
     return shape
+
+
+def pull_back(fn: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    """J(x)^T v for the Jacobian J of `fn`, by reverse-mode differentiation; differentiable in v, and in x if fn is twice."""
+    # Under inference mode torch.func.vjp may return zeros without a word (torch 2.11).
+    with torch.inference_mode(False):
+        x, v = (t.clone() if t.is_inference() else t for t in (x, v))
+        result: Tensor = torch.func.vjp(fn, x)[1](v)[0]
+    return result
 
 
 def per_sample(gamma: float | Tensor, like: Tensor) -> float | Tensor:
@@ -64,6 +74,10 @@ class Operator(Physics):
 
     linear: ClassVar[bool] = False
     picklable: ClassVar[bool] = True
+    # Whether A_vjp is a stand-in for a derivative that is zero or does not exist: that of `surrogate`, not of A.
+    straight_through: bool = False
+    # Whether A takes complex signals too: elsewhere one is refused, as half of it could be lost without a word.
+    complex_signals: bool = False
 
     def __init__(self, image_shape: Sequence[int] | None, measurement_shape: Sequence[int] | None = None, **physics: Any) -> None:
         # deepinv's defaults are lambdas, which cannot be pickled.
@@ -71,6 +85,7 @@ class Operator(Physics):
         self.image_shape: Any = None if image_shape is None else shape_of(image_shape)
         self.measurement_shape: Any = None if measurement_shape is None else shape_of(measurement_shape)
         self.img_size = self.image_shape
+        self.ids: tuple[int | str, ...] | None = None
         self._casts: dict[tuple[str, torch.dtype, torch.device], tuple[Tensor, int, Tensor]] = {}
 
     # -- what a subclass writes -------------------------------------------------------------------------------------------
@@ -95,43 +110,70 @@ class Operator(Physics):
         """The operator for rows `index` of the batch; itself, as parameters are shared by all samples."""
         return self
 
+    def for_ids(self, ids: Sequence[int | str]) -> Operator:
+        """The operator for a batch whose sample b has the name ids[b]; itself, as parameters are shared by all samples.
+
+        One that draws parameters per sample (`Inpainting(per_image=True)`) draws them here, from its seed and each id alone,
+        and returns an operator with `ids` set, whose `select` picks rows. `measure` calls it.
+        """
+        return self
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        """The map whose derivative A_vjp is: A itself, unless `straight_through`."""
+        return self.A(x)
+
+    def align(self, estimate: Tensor, reference: Tensor) -> Tensor:
+        """The signal nearest to `reference` among those that A cannot tell from `estimate`, both (B, *image_shape).
+
+        For comparing and averaging reconstructions where A has symmetries (phase retrieval); here `estimate` itself.
+        """
+        return estimate
+
     # -- the map ----------------------------------------------------------------------------------------------------------
 
     def A(self, x: Tensor) -> Tensor:
         """Noise-free measurement A(x), (B, *image_shape) -> (B, *measurement_shape); ValueError on another shape."""
-        self._expect(x, self.image_shape, "x")
+        self._expect_signal(x, "x")
         return self._forward(x)
 
     def A_vjp(self, x: Tensor, v: Tensor) -> Tensor:
         """J(x)^T v, the adjoint of the Jacobian of A at x (B, *image_shape) applied to v (B, *measurement_shape)."""
         self._expect(v, self.measurement_shape, "v")
-        # Under inference mode torch.func.vjp may return zeros without a word (torch 2.11).
-        with torch.inference_mode(False):
-            x, v = (t.clone() if t.is_inference() else t for t in (x, v))
-            pull = torch.func.vjp(self.A, x)[1]
-            result: Tensor = pull(v)[0]
-        return result
+        return pull_back(self.A, x, v)
 
     def measure(self, x: Tensor, noise: float | Noise = 0.05, seed: int = 0, ids: Sequence[int | str] | None = None) -> Tensor:
         """Noisy measurement y (B, *measurement_shape) of x (B, *image_shape).
 
         A float `noise` is the standard deviation of Gaussian noise in image units ([-1, 1]); an object is called as
-        `noise(op, x, generators)`. Sample b draws from `generator(seed, ids[b], "measurement")`, ids defaulting to
-        0..B-1, so its noise does not depend on the batch it is measured in.
+        `noise(op, x, generators)`. Sample b draws from `generator(seed, ids[b], "measurement")`, so its noise does not depend
+        on the batch it is measured in, and is measured by `for_ids(ids)`. ids default to `self.ids`, or to 0..B-1.
 
         Raises ValueError for a wrong shape or if there is not one id per sample.
         """
-        self._expect(x, self.image_shape, "x")
-        names = list(range(x.shape[0])) if ids is None else list(ids)
+        self._expect_signal(x, "x")
+        default = range(x.shape[0]) if self.ids is None else self.ids
+        names = list(default if ids is None else ids)
         if len(names) != x.shape[0]:
             raise ValueError(f"ids must name each of the {x.shape[0]} samples, got {len(names)}: {names}")
         model = GaussianNoise(float(noise)) if isinstance(noise, (int, float)) else noise
-        return model(self, x, [generator(seed, name, "measurement") for name in names])
+        return model(self.for_ids(names), x, [generator(seed, name, "measurement") for name in names])
 
     def image_shape_for(self, y: Tensor) -> tuple[int, ...]:
         """Shape (without batch) of the signals whose measurement is y: `image_shape`, where that is fixed."""
         shape: tuple[int, ...] = self.image_shape
         return shape
+
+    def __matmul__(self, other: object) -> Operator:
+        """`self @ other`, the operator x -> self(other(x)) (`operators.compose`); linear if both are."""
+        if not isinstance(other, Physics):
+            return NotImplemented
+        from operators.composition import compose
+
+        return compose(self, other)
+
+    def __mul__(self, other: Any) -> Any:
+        """deepinv's spelling of `self @ other`; with a foreign physics the result is deepinv's `ComposedPhysics`."""
+        return self @ other if isinstance(other, Operator) else super().__mul__(other)
 
     # -- shared machinery -------------------------------------------------------------------------------------------------
 
@@ -141,6 +183,15 @@ class Operator(Physics):
             raise ValueError(f"{type(self).__name__} expects {name} of shape (B, {wanted}), got {tuple(t.shape)}")
         if not (t.is_floating_point() or t.is_complex()):
             raise ValueError(f"{type(self).__name__} expects {name} in floating point, got {t.dtype}")
+
+    def _expect_signal(self, t: Tensor, name: str) -> None:
+        self._expect(t, self.image_shape, name)
+        self._expect_real(t, name)
+
+    def _expect_real(self, t: Tensor, name: str) -> None:
+        if t.is_complex() and not self.complex_signals:
+            hint = "complex images are two real channels (operators.to_channels)"
+            raise ValueError(f"{type(self).__name__} expects a real {name}, got {t.dtype} of shape {tuple(t.shape)}; {hint}")
 
     def _as(self, name: str, like: Tensor) -> Tensor:
         """Buffer `name` in the real precision and on the device of `like`, converted once and remembered."""
@@ -176,6 +227,12 @@ class Operator(Physics):
         super()._apply(move, recurse)
         self._casts = {}
         return self
+
+    def _with_buffers(self, **buffers: Tensor) -> Self:
+        """A copy with other values of these buffers, all else shared."""
+        other = copy.copy(self)
+        other._buffers = {**self._buffers, **buffers}
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_casts": {}}
@@ -234,7 +291,7 @@ class LinearOperator(Operator, LinearPhysics):
         self._expect(y, self.measurement_shape, "y")
         if not isinstance(z, Tensor):
             z = torch.full_like(self._adjoint(y), 0.0 if z is None else float(z))
-        self._expect(z, self.image_shape, "z")
+        self._expect_signal(z, "z")
         return self._prox(z, y, per_sample(gamma, z))
 
     def A_dagger(

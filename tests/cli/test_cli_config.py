@@ -95,7 +95,7 @@ def test_every_class_in_the_tables_has_a_readable_signature_and_help(group):
 def test_every_noise_has_a_likelihood_with_the_same_values():
     for name in tables.names("noise"):
         accepted = schema.fields_of(tables.load_object(tables.LIKELIHOODS[name]))
-        assert set(schema.fields_of(tables.resolve("noise", name))) <= set(accepted)
+        assert set(tables.resolve("noise", name)().parameters) <= set(accepted)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,23 @@
 """Noise: its statistics, where it falls, and that it depends on seed and id alone."""
 
+import re
+
 import pytest
 import torch
 
-from operators import NOISES, GaussianNoise, Identity, Inpainting, PoissonNoise, SuperResolution, find, generator
+from operators import (
+    NOISES,
+    ComplexGaussianNoise,
+    GaussianNoise,
+    Identity,
+    Inpainting,
+    PoissonGaussianNoise,
+    PoissonNoise,
+    SuperResolution,
+    find,
+    from_callable,
+    generator,
+)
 
 
 def test_streams_are_told_apart() -> None:
@@ -47,7 +61,73 @@ def test_poisson_noise_statistics() -> None:
     assert torch.allclose(y / 0.05, (y / 0.05).round())
 
 
-@pytest.mark.parametrize("noise", [0.1, GaussianNoise(0.1), PoissonNoise(0.01)])
+@pytest.mark.parametrize(("gain", "sigma"), [(0.05, 0.4), (1e-9, 0.4), (0.05, 0.0)])
+@pytest.mark.parametrize("level", [0.2, -1.0])
+def test_poisson_gaussian_noise_statistics(gain: float, sigma: float, level: float) -> None:
+    x = torch.full((4, 1, 100, 100), level, dtype=torch.float64)
+    y = Identity((1, 100, 100)).measure(x, noise=PoissonGaussianNoise(gain, sigma), seed=1)
+    n, u = y.numel(), (level + 1) / 2
+    # sigma is quoted where images span [-1, 1]; y counts on [0, 1].
+    variance = gain * u + (sigma / 2) ** 2
+    assert abs(float(y.mean()) - u) < 5 * (variance / n) ** 0.5 + 1e-15
+    assert abs(float(y.var()) - variance) < 5 * variance * (3 / n) ** 0.5 + 1e-15
+
+
+def test_poisson_gaussian_noise_without_read_out_is_poisson_noise() -> None:
+    op, x = Identity((1, 8, 8)), torch.rand(2, 1, 8, 8, generator=generator(0))
+    assert torch.equal(op.measure(x, PoissonGaussianNoise(0.1, 0.0)), op.measure(x, PoissonNoise(0.1)))
+
+
+FOURIER = from_callable(torch.fft.fft2, (1, 100, 100), linear=True)
+
+
+@pytest.mark.parametrize(("std_of", "part"), [("part", 0.3), ("modulus", 0.3 / 2**0.5)])
+def test_complex_noise_statistics(std_of: str, part: float) -> None:
+    x = torch.zeros(2, 1, 100, 100, dtype=torch.float64)
+    noise = ComplexGaussianNoise(0.3, std_of=std_of)  # type: ignore[arg-type]
+    y = FOURIER.measure(x, noise, seed=2)
+    n = y.numel()
+    for values in (y.real, y.imag):
+        assert abs(float(values.var()) / part**2 - 1) < 5 * (2 / n) ** 0.5
+    assert abs(float((y.real * y.imag).mean())) < 5 * part**2 / n**0.5
+    # The likelihood counts real and imaginary parts as two values of this standard deviation.
+    assert noise.parameters == {"sigma": pytest.approx(part)}
+    assert torch.equal(FOURIER.measure(x, GaussianNoise(noise.std), seed=2), y)
+
+
+def test_complex_noise_on_pairs_of_parts_and_on_nothing_else() -> None:
+    pairs = Identity((2, 6, 5))
+    x = torch.zeros(1, 2, 6, 5)
+    assert torch.equal(pairs.measure(x, ComplexGaussianNoise(0.1)), pairs.measure(x, 0.1))
+    with pytest.raises(ValueError, match=r"pairs \(B, 2, ...\), got a real \(1, 3, 6, 5\)"):
+        Identity((3, 6, 5)).measure(torch.zeros(1, 3, 6, 5), ComplexGaussianNoise(0.1))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "complex_gaussian", "poisson_gaussian"])
+def test_sigma_may_be_quoted_on_either_range(name: str) -> None:
+    kind = find(NOISES, name)
+    op, x = Identity((2, 6, 5)), torch.rand(1, 2, 6, 5, generator=generator(0), dtype=torch.float64)
+    image, unit = kind(sigma=0.05), kind(sigma=0.025, units="unit")
+    assert torch.equal(op.measure(x, image), op.measure(x, unit))
+    assert not torch.equal(op.measure(x, image), op.measure(x, kind(sigma=0.025)))
+    # What is added, and what the likelihood is given, is in the units of y: those of the image, or for counts [0, 1].
+    assert image.std == unit.std == (0.025 if name == "poisson_gaussian" else 0.05)
+    assert image.parameters == unit.parameters
+    assert unit.parameters["sigma"] == unit.std
+    for noise in (image, unit):
+        assert "sigma 0.05 where images span [-1, 1] = 0.025 where they span [0, 1]" in noise.describe()
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_every_noise_describes_itself_in_one_line(name: str) -> None:
+    noise = find(NOISES, name)()
+    assert "\n" not in noise.describe()
+    assert "noise" in noise.describe()
+    assert all(isinstance(value, float) for value in noise.parameters.values())
+    assert noise.intensity == ("poisson" in name)
+
+
+@pytest.mark.parametrize("noise", [0.1, GaussianNoise(0.1), PoissonNoise(0.01), PoissonGaussianNoise(0.01, 0.1)])
 def test_rows_depend_on_their_id_only(noise: float) -> None:
     op = SuperResolution((1, 8, 8), 2)
     x = torch.rand(3, 1, 8, 8, generator=generator(0))
@@ -66,7 +146,7 @@ def test_global_generator_is_untouched() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("noise", [0.5, PoissonNoise(0.5)])
+@pytest.mark.parametrize("noise", [0.5, PoissonNoise(0.5), PoissonGaussianNoise(0.5, 0.5)])
 def test_hidden_pixels_get_no_noise(noise: float) -> None:
     op = Inpainting((3, 8, 8), size=4)
     y = op.measure(torch.rand(2, 3, 8, 8, generator=generator(0)), noise)
@@ -81,8 +161,18 @@ def test_no_noise_is_exact() -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("gaussian", {"sigma": -0.1}), ("gaussian", {"sigma": float("nan")}), ("poisson", {"gain": 0.0})],
+    [
+        ("gaussian", {"sigma": -0.1}),
+        ("gaussian", {"sigma": float("nan")}),
+        ("gaussian", {"units": "[0, 1]"}),
+        ("complex_gaussian", {"sigma": -0.1}),
+        ("complex_gaussian", {"std_of": "both"}),
+        ("poisson", {"gain": 0.0}),
+        ("poisson_gaussian", {"gain": -1.0}),
+        ("poisson_gaussian", {"sigma": float("inf")}),
+        ("poisson_gaussian", {"units": "percent"}),
+    ],
 )
-def test_noise_refusals(name: str, options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
+def test_noise_refusals(name: str, options: dict[str, float | str]) -> None:
+    with pytest.raises(ValueError, match=f"got {re.escape(repr(next(iter(options.values()))))}"):
         find(NOISES, name)(**options)
