@@ -67,6 +67,8 @@ def output_law(sampler: Any, target: Any, schedule: Schedule, start: Tensor | No
     with torch.no_grad():
         x = torch.cat([torch.zeros((1, n), dtype=mean.dtype, device=mean.device), root.mT]).reshape(-1, *shape)
         state = sampler.init(target, x)
+        # They feed back into nothing, and a variance is not affine.
+        state = dataclasses.replace(state, **dict.fromkeys(getattr(state, "statistics", ())))
         for move in steps:
             state = _advance(sampler, target, state, move)
         out = sampler.result(state).flatten(1)

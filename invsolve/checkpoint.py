@@ -109,6 +109,10 @@ class Checkpoint:
         """The result of a chunk, if it is done."""
         return self.content["finished"].get(number)
 
+    def statistics(self, number: int) -> dict[str, Any] | None:
+        """The fields of the last state of a finished chunk, if its sampler gathers statistics."""
+        return self.content.get("statistics", {}).get(number)
+
     def running(self, number: int) -> tuple[int, dict[str, Any], dict[tuple[int, ...], int]] | None:
         """(next step, fields of the state, noise counters) of a chunk, if it is under way."""
         held = self.content["running"]
@@ -123,9 +127,11 @@ class Checkpoint:
         self.content["running"] = (number, step, dict(fields), dict(counts))
         self._write()
 
-    def save_finished(self, number: int, result: Tensor) -> None:
-        """Saves the result of a chunk."""
+    def save_finished(self, number: int, result: Tensor, statistics: dict[str, Any] | None = None) -> None:
+        """Saves the result of a chunk, with the fields of its last state if an observer will want them."""
         self.content["finished"][number] = result.cpu()
+        if statistics is not None:
+            self.content.setdefault("statistics", {})[number] = dict(statistics)
         self.content["running"] = None
         self._write()
 

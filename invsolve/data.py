@@ -32,7 +32,8 @@ class Item:
     """One unit of work.
 
     ``image_shape`` is (C, H, W) of the unknown image, or None where the measurement's own shape has to serve. ``load()``
-    gives the truth, float32 (C, H, W) in [-1, 1], or with ``measured`` the measurement y as it was stored.
+    gives the truth, float32 (C, H, W) in [-1, 1], or with ``measured`` the measurement y as it was stored. ``facts()`` is what
+    else the manifest should say of the item. Two channels are the real and the imaginary part of a complex image.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Item:
     image_shape: tuple[int, int, int] | None
     measured: bool
     load: Callable[[], Array]
+    facts: Callable[[], dict[str, Any]] = dict
 
     def digest(self) -> str:
         """The sha256 of the input file."""
@@ -75,7 +77,7 @@ class Images:
             raise ConfigError(f"data.size = {self.size}: must be positive")
         if self.origin is not None and (self.fit != "crop" or self.size is None):
             raise ConfigError(f"data.origin = {list(self.origin)}: needs data.fit=crop and a data.size")
-        _pick(self.indices, None)
+        pick(self.indices, None)
 
     def _sides(self) -> tuple[int, int]:
         assert self.size is not None
@@ -83,8 +85,8 @@ class Images:
 
     def items(self) -> list[Item]:
         """The chosen files in order; the id of an image is its file name without the suffix. Raises ConfigError."""
-        files = _files(self.root)
-        chosen = [files[i] for i in _pick(self.indices, len(files))]
+        files = find_files(self.root)
+        chosen = [files[i] for i in pick(self.indices, len(files))]
         twice = [stem for stem, count in Counter(path.stem for path in chosen).items() if count > 1]
         if twice:
             both = ", ".join(str(path) for path in chosen if path.stem == twice[0])
@@ -202,8 +204,8 @@ def _read_torch(path: Path) -> Array:
     return np.asarray(y.detach().to(torch.float32).numpy() if y.dtype == torch.bfloat16 else y.detach().numpy())
 
 
-def _files(root: str) -> list[Path]:
-    """The image files behind a file name, folder or glob, sorted by name. Raises ConfigError where there are none."""
+def find_files(root: str, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """The files behind a file name, folder or glob, sorted by name. Raises ConfigError where none has one of the suffixes."""
     for pattern in (Path(root).expanduser(), resource(root)):
         if pattern.is_file():
             return [pattern]
@@ -211,16 +213,16 @@ def _files(root: str) -> list[Path]:
             found = list(pattern.iterdir())
         else:
             found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
-        files = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
+        files = sorted(path for path in found if path.suffix.lower() in suffixes and path.is_file())
         if files:
             return files
         if found:
-            raise ConfigError(f"data.root = {root}: no images there; the suffixes known are {', '.join(SUFFIXES)}")
+            raise ConfigError(f"data.root = {root}: no images there; the suffixes known are {', '.join(suffixes)}")
     raise ConfigError(f"data.root = {root}: no such file or folder, and no glob that matches (looked in {Path.cwd()} and the shipped data)")
 
 
-def _pick(indices: str | int | Sequence[int] | None, count: int | None) -> list[int]:
-    """The indices chosen among ``count`` files; with ``count`` None only the spelling is checked."""
+def pick(indices: str | int | Sequence[int] | None, count: int | None, key: str = "data.indices") -> list[int]:
+    """The indices chosen among ``count`` things; with ``count`` None any that are written out. Raises ConfigError naming ``key``."""
     if indices is None:
         return list(range(count or 0))
     picked: list[int] = []
@@ -228,12 +230,12 @@ def _pick(indices: str | int | Sequence[int] | None, count: int | None) -> list[
     for part in parts:
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
-            raise ConfigError(f"data.indices = {indices!r}: expected numbers and ranges such as 0-3 or 0,2")
+            raise ConfigError(f"{key} = {indices!r}: expected numbers and ranges such as 0-3 or 0,2")
         picked += range(int(first), int(last or first) + 1)
     if not picked or len(set(picked)) < len(picked):
-        raise ConfigError(f"data.indices = {indices!r}: must name each image once, and at least one")
+        raise ConfigError(f"{key} = {indices!r}: must name each once, and at least one")
     if count is not None and max(picked) >= count:
-        raise ConfigError(f"data.indices = {indices!r}: there are {count} images, numbered 0 to {count - 1}")
+        raise ConfigError(f"{key} = {indices!r}: there are {count}, numbered 0 to {count - 1}")
     return picked
 
 

@@ -7,6 +7,8 @@ so no scalar tensor arithmetic and no synchronisation happens inside a step. x, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -92,6 +94,28 @@ def ancestral(x: Tensor, x0: Tensor, move: Move, z: Tensor, variance: Variance |
     return torch.add(mean, z, alpha=math.sqrt(chosen[variance]))
 
 
+def reverse_diffusion(x: Tensor, x0: Tensor, move: Move, z: Tensor) -> Tensor:
+    """The reverse-diffusion predictor: the mean of `ancestral` with the noise of the reverse SDE, none at sigma = 0.
+
+    Song et al., "Score-based generative modeling through stochastic differential equations", ICLR 2021, algorithm 2, in
+    u = x/alpha: u_s = u_t + (ratio_t^2 - ratio_s^2) score(u_t) + sqrt(ratio_t^2 - ratio_s^2) z.
+    """
+    mean = _deterministic_part(x, x0, move, move.posterior_variance)
+    return mean if move.last else torch.add(mean, z, alpha=math.sqrt(move.forward_variance) * move.s.alpha / move.t.alpha)
+
+
+def langevin(x: Tensor, score: Tensor, step: float | Tensor, z: Tensor) -> Tensor:
+    """x + step score + sqrt(2 step) z: one step of unadjusted Langevin dynamics; step a number, or a tensor per sample."""
+    spread = torch.sqrt(2 * step) if isinstance(step, Tensor) else math.sqrt(2 * step)
+    return x + step * score + spread * z
+
+
+def unit(v: Tensor) -> Tensor:
+    """Each sample (B, *X) divided by its Euclidean norm; zero stays zero."""
+    length = torch.linalg.vector_norm(v.flatten(1), dim=1).clamp_min(torch.finfo(v.dtype).tiny)
+    return v / length.view(-1, *[1] * (v.ndim - 1))
+
+
 def transport(x: Tensor, direction: Tensor, move: Move) -> Tensor:
     """Moves x_t along d(x/alpha)/d(sigma/alpha) = direction to the level s; with direction = noise_of(x_t) this is `euler`."""
     return torch.add(x * (move.s.alpha / move.t.alpha), direction, alpha=move.s.alpha * (move.s.ratio - move.t.ratio))
@@ -120,3 +144,40 @@ def multistep(x0: Tensor, x0_before: Tensor, move: Move, before: Level) -> Tenso
     h_before = math.log(before.ratio / move.t.ratio)
     w = h / (2 * h_before)
     return torch.sub(x0 * (1 + w), x0_before, alpha=w)
+
+
+def skrock_limit(stages: int, damping: float = 0.05) -> float:
+    """l_s: `skrock` is stable for delta < l_s / L with L the Lipschitz constant of its drift."""
+    return (stages - 0.5) ** 2 * (2 - 4 / 3 * damping) - 1.5
+
+
+@lru_cache(maxsize=32)
+def _skrock_coefficients(stages: int, damping: float) -> list[tuple[float, float, float]]:
+    """(mu, nu, kappa) of each stage."""
+    w0 = 1 + damping / stages**2
+    # Chebyshev polynomials T_j and their derivatives at w0, by their recurrence.
+    T, dT = [1.0, w0], [0.0, 1.0]
+    for _ in range(2, stages + 1):
+        T.append(2 * w0 * T[-1] - T[-2])
+        dT.append(2 * T[-2] + 2 * w0 * dT[-1] - dT[-2])
+    w1 = T[stages] / dT[stages]
+    first = (w1 / w0, stages * w1 / 2, stages * w1 / w0)
+    rest = [(2 * w1 * T[j - 1] / T[j], 2 * w0 * T[j - 1] / T[j], -T[j - 2] / T[j]) for j in range(2, stages + 1)]
+    return [first, *rest]
+
+
+def skrock(x: Tensor, drift: Callable[[Tensor], Tensor], delta: float | Tensor, z: Tensor, stages: int, damping: float = 0.05) -> Tensor:
+    """One step of the stochastic Runge-Kutta-Chebyshev method for the Langevin diffusion: `stages` calls of the drift.
+
+    Pereyra, Vargas Mieles, Zygalakis, "Accelerating proximal Markov chain Monte Carlo by using an explicit stabilized method",
+    SIAM J. Imaging Sciences 13, 2020. Stable for steps about stages^2 as long as those of `langevin`, but with
+    a bias of its own. On a Gaussian target of precision w the mean is exact, and the stationary variance is
+    2 delta Q^2 / (1 - R^2), with R = T_s(w0 - w1 delta w)/T_s(w0) and Q the step from x = 0 with z = 1/sqrt(2 delta): with ten
+    stages .994, .976, .930, .813 of the true 1/w at delta w = .3, 1, 2, 3, and anything between 0 and 1 beyond.
+    """
+    (mu, nu, kappa), *rest = _skrock_coefficients(stages, damping)
+    noise = (2 * delta) ** 0.5 * z
+    before, now = x, x + mu * delta * drift(x + nu * noise) + kappa * noise
+    for mu, nu, kappa in rest:
+        before, now = now, mu * delta * drift(now) + nu * now + kappa * before
+    return now

@@ -170,6 +170,11 @@ class GaussianLikelihood(MeasuredLikelihood):
             raise ValueError(f"rho={rho}; a finite number >= 0 is needed")
         return (rho / sigma) ** 2
 
+    def _noise(self, noise: NoiseSource) -> Tensor:
+        """Unit noise in the shape of y; real and imaginary parts each of unit variance, as in the model."""
+        n = torch.view_as_complex(noise.normal((*self.y.shape[1:], 2))) if self.y.is_complex() else noise.normal(self.y.shape[1:])
+        return n.to(self.y)
+
     def prox(self, v: Tensor, rho: float) -> Tensor:
         """argmin_x ||y - A x||^2 / (2 sigma^2) + ||x - v||^2 / (2 rho^2), (B, *X).
 
@@ -186,9 +191,33 @@ class GaussianLikelihood(MeasuredLikelihood):
         """
         operator, gamma = self._linear("sample_given"), self._gamma("sample_given", rho)
         centre = torch.add(v, noise.normal(v.shape[1:]).to(v), alpha=rho)
-        n = torch.view_as_complex(noise.normal((*self.y.shape[1:], 2))) if self.y.is_complex() else noise.normal(self.y.shape[1:])
-        y = torch.add(self.y, n.to(self.y), alpha=self.sigma)
+        y = torch.add(self.y, self._noise(noise), alpha=self.sigma)
         return operator.prox_l2(centre, y, gamma)
+
+    def renew(self, v: Tensor, r: float, noise: NoiseSource, rho: float | None = None) -> Tensor:
+        """v (B, *X), read as x_0 + N(0, r^2 I), with its measured part taken from y and noised to the same r.
+
+        Without rho, y counts as free of noise and replaces all that A sees: v + A^+ (y + r A z - A v) (Chung et al., NeurIPS
+        2022). Noise that y does hold then comes on top of r, divided by the singular values of A.
+
+        With rho (our derivation), a component of singular value s is replaced by the part w = rho^2 s^2/(rho^2 s^2 + sigma^2):
+        prox(v, rho) at y + r A z + sigma c n, c^2 = max(2 r^2/rho^2 - 1, 1). For rho <= r that is x_0 + N(0, r^2 I) again, where
+        the errors of v and y are independent. A walk down the levels whose rho^2 in each step is what the variance of x_0 loses
+        in it follows y down to r = sigma/s, where y is as noisy as v, and not below, however many steps it takes.
+
+        The two agree at sigma = 0; with r = 0 < sigma v has nothing to learn and is returned, unless rho is None. Draws in the
+        shape of x, then (with rho) of y.
+        """
+        operator = self._linear("projection onto the measurement")
+        exact = rho is None or self.sigma == 0
+        if r == 0 and not exact:
+            return v
+        z = noise.normal(v.shape[1:]).to(v) if r > 0 else torch.zeros_like(v)
+        if exact or rho is None:
+            return v + operator.A_dagger(self.y + operator.A(torch.sub(r * z, v)))
+        spread = self.sigma * math.sqrt(max(2 * (r / rho) ** 2 - 1, 1.0))
+        y = torch.add(self.y + operator.A(r * z), self._noise(noise), alpha=spread)
+        return operator.prox_l2(v, y, self._gamma("projection", rho))
 
     def guide(self, x0: Tensor, r2: float) -> Tensor:
         """A^T (r2 A A^T + sigma^2 I)^-1 (y - A x0), (B, *X): the score of y under N(x0, r2 I) pushed through A.

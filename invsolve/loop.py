@@ -54,7 +54,7 @@ def sample(
         shape: of one signal, where neither measurement nor prior tells.
         dtype: of the state; by default that of the network's weights, else of y.
         progress: a bar with the time left and the running residual ||y - A x0_hat|| / (sigma sqrt(m)).
-        observe: called after every step with an Event.
+        observe: called after every step with an Event; may have a method `finish` (see `samplers.State`).
         memory_gb: limit on what one chunk of samples may take; by default half of what is free.
         checkpoint: a file that makes the call resumable: finished chunks and, every `checkpoint_every` steps, the
             running one are saved there, and a later identical call continues bit for bit. It is left in place.
@@ -131,6 +131,7 @@ class _Walk:
     def run(self, shape: tuple[int, ...], store: Checkpoint | None, number: int) -> Tensor:
         if store is not None and (finished := store.finished(number)) is not None:
             self.bar.update(len(self.steps))
+            self._finish(store.statistics(number))
             return finished.to(self.noise.device)
         x = self.noise.normal(shape) * self.steps[0].t.sigma
         state = self.sampler.init(self.target, x)
@@ -139,7 +140,7 @@ class _Walk:
             first, fields, self.noise.counts = saved
             state = type(state)(**{k: v.to(self.noise.device) if isinstance(v, Tensor) else v for k, v in fields.items()})
             self.bar.update(first)
-        monitor = Monitor(self.target, self.rows, self.bar, self.steps)
+        monitor = Monitor(self.target, self.rows, self.bar, self.steps, remedy=getattr(self.sampler, "remedy", "lower zeta"))
         for move in self.steps[first:]:
             state = self.sampler.step(self.target, state, move, self.noise)
             monitor.step(move, state.x, state.x0)
@@ -149,9 +150,16 @@ class _Walk:
                 store.save_running(number, move.index + 1, vars(state), self.noise.counts)
         monitor.close()
         result: Tensor = self.target.prior.decode(self.sampler.result(state))
+        statistics = vars(state) if getattr(state, "statistics", ()) else None
         if store is not None:
-            store.save_finished(number, result)
+            store.save_finished(number, result, statistics)
+        self._finish(statistics)
         return result
+
+    def _finish(self, statistics: dict[str, Any] | None) -> None:
+        finish = getattr(self.observe, "finish", None)
+        if finish is not None and statistics is not None:
+            finish(self.rows, statistics)
 
 
 def _signal_shape(target: Posterior, shape: Sequence[int] | None) -> tuple[int, ...]:

@@ -75,8 +75,8 @@ class Monitor:
     On CUDA the reading of one refresh is copied asynchronously and looked at in the next, so no step waits for it.
     """
 
-    def __init__(self, target: Any, rows: Sequence[Row], bar: Any, steps: Sequence[Move], refreshes: int = 20):
-        self.target, self.rows, self.bar = target, rows, bar
+    def __init__(self, target: Any, rows: Sequence[Row], bar: Any, steps: Sequence[Move], refreshes: int = 20, remedy: str = "lower zeta"):
+        self.target, self.rows, self.bar, self.remedy = target, rows, bar, remedy
         self.every = max(1, len(steps) // refreshes)
         known = getattr(target.prior, "magnitude", None)
         # Where the prior does not say: the first noise level drowns the signal, so the signal is no larger than it.
@@ -133,11 +133,11 @@ class Monitor:
         level = f"level alpha={move.t.alpha:.4g} sigma={move.t.sigma:.4g}"
         where = f"image {image!r}, sample {k}: step {move.index + 1} of {move.total}, {level}"
         if off > 10:
-            cause = "the residual is far above the noise: the guidance step is probably too large (lower zeta)"
+            cause = f"the residual is far above the noise: the guidance step is probably too large ({self.remedy})"
         elif getattr(self.target.prior, "precision", "float32") != "float32":
             cause = "the network runs in reduced precision; try precision=float32"
         elif self.target.likelihood is None:
             cause = "the kernel may be unstable on this schedule (take more steps, or another kernel)"
         else:
-            cause = "the guidance step may be too large (lower zeta), or the schedule may leave the levels the prior was trained on"
+            cause = f"the guidance step may be too large ({self.remedy}), or the schedule may leave the levels the prior was trained on"
         return f"diverged at {where}: largest |x| is {size:.3g}. Likely cause: {cause}"

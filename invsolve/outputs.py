@@ -2,9 +2,12 @@
 
     config.yaml               the resolved configuration; `invsolve run FOLDER/config.yaml` is the same run
     manifest.json             versions, device, seed, sha256 of the weights, and per id: input, time, network calls
-    metrics.csv               id, sample, metric, value (sample is an index, or `mean` for the mean of the samples)
+    metrics.csv               id, sample, metric, value (sample is an index, `mean` for the posterior mean, or `chains`)
     arrays/<id>.npz           y, x (where known), samples (n, C, H, W) in [-1, 1], mean, std
     images/<id>/panel.png     what a person looks at first; also sample_<k>.png, and trajectory.gif on request
+
+Where the operator cannot tell an image from its mirror or negative (phase retrieval), `samples` are as they were drawn, while
+mean, std, pictures and the PSNR and SSIM of metrics.csv are of samples aligned with `Operator.align`.
 
 Every file is written beside its place and then moved there, and the npz last: an id is finished if its npz exists.
 """

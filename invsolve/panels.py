@@ -34,13 +34,23 @@ class Shown:
     captions: dict[str, str]
 
 
-def to_bytes(image: Array) -> Array:
-    """(C, H, W) in [-1, 1], C = 1 or 3, as uint8 (H, W) or (H, W, 3): clipped, 0 for -1 and 255 for 1.
+def as_shown(image: Any) -> Any:
+    """An image (C, H, W), array or tensor, as it is looked at and compared, (1 or 3, H, W).
 
-    Raises ValueError for another number of channels.
+    A complex one (two channels) becomes its magnitude, 0 at -1 and 1 at 1, as [0, 1] is elsewhere; others stay as they are.
     """
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"an array of shape {image.shape} is no picture; (1, H, W) or (3, H, W) is needed")
+    return 2 * (image[:1] ** 2 + image[1:] ** 2) ** 0.5 - 1 if image.shape[0] == 2 else image
+
+
+def to_bytes(image: Array) -> Array:
+    """(C, H, W) in [-1, 1] as uint8 (H, W), or (H, W, 3) for C = 3: clipped, 0 for -1 and 255 for 1.
+
+    Two channels are a complex image, shown by its magnitude: 0 for 0 and 255 for 1 and above. Raises ValueError for
+    another number of channels.
+    """
+    if image.ndim != 3 or image.shape[0] not in (1, 2, 3):
+        raise ValueError(f"an array of shape {image.shape} is no picture; (C, H, W) with 1, 2 or 3 channels is needed")
+    image = as_shown(image)
     levels = np.rint(np.clip((image.astype(np.float64) + 1) / 2, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
     return levels[..., 0] if image.shape[0] == 1 else levels
 
@@ -119,7 +129,8 @@ class _Cell(NamedTuple):
 
 def _cells(shown: Shown) -> list[_Cell]:
     def image(name: str, key: str, content: Array) -> _Cell:
-        values = f"values {content.min():.2f} to {content.max():.2f}"
+        what, seen = ("magnitude", (as_shown(content) + 1) / 2) if content.shape[0] == 2 else ("values", content)
+        values = f"{what} {seen.min():.2f} to {seen.max():.2f}"
         return _Cell(name, content, "\n".join(filter(None, (values, shown.captions.get(key)))))
 
     def colour_map(name: str, content: Array) -> _Cell:

@@ -63,7 +63,9 @@ def run(config: Config, prior: Any = None, say: Callable[[str], None] = print) -
         say(f"{many} of {len(items)} images {'is' if many == 1 else 'are'} finished in {folder.path}, not sampled again")
     todo = [item for item in items if item.id not in result.skipped]
     if todo:
-        _Job(config, folder, result, prior).run(todo)
+        job = _Job(config, folder, result, prior, say)
+        say(f"{config.sections['operator'].name}, {job.noise.describe()}")
+        job.run(todo)
         result.rows = folder.rows
     return result
 
@@ -71,8 +73,8 @@ def run(config: Config, prior: Any = None, say: Callable[[str], None] = print) -
 class _Job:
     """The components of one run, and the work on its batches."""
 
-    def __init__(self, config: Config, folder: RunFolder, result: RunResult, prior: Any) -> None:
-        self.config, self.folder, self.result = config, folder, result
+    def __init__(self, config: Config, folder: RunFolder, result: RunResult, prior: Any, say: Callable[[str], None]) -> None:
+        self.config, self.folder, self.result, self.say = config, folder, result, say
         self.settings = config.settings
         self.schedule = config.sections["schedule"].build()
         self.sampler = config.sections["sampler"].build()
@@ -120,6 +122,10 @@ class _Job:
             raise ConfigError(f"{item.id}: prior {self.config.sections['prior'].name}: {error}; set {key}") from error
         if shape not in self.operators:
             self.operators[shape] = self.config.sections["operator"].build(image_shape=shape)
+        try:
+            self.operators[shape].for_ids([item.id])
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{item.id}: operator {self.config.sections['operator'].name}: {' '.join(str(error).split())}") from error
         if y is not None:
             self._match(y, shape)
         return shape
@@ -139,7 +145,7 @@ class _Job:
     def _solve(self, shape: tuple[int, ...], batch: Sequence[Item]) -> None:
         """Samples and writes a batch; one that diverges is done again one by one, which gives the others' same samples."""
         ids = [item.id for item in batch]
-        operator = self.operators[shape]
+        operator = self.operators[shape].for_ids(ids)
         x = None if batch[0].measured else torch.stack([torch.from_numpy(item.load()) for item in batch])
         if x is None:
             y = _as_float(torch.stack([torch.from_numpy(self._match(item.load(), shape)) for item in batch]))
@@ -147,10 +153,11 @@ class _Job:
             y = operator.measure(x, self.noise, seed=self.settings.seed, ids=ids)
         section = self.config.sections["noise"]
         frames = _Frames(self._frame_indices()) if self.settings.trajectory else None
+        watch = self.sampler.watch() if hasattr(self.sampler, "watch") else None
         before, start = self._calls(), time.perf_counter()
         try:
-            likelihood = tables.load_object(tables.LIKELIHOODS[section.name])(operator, y.to(self.device), **section.values)
-            samples = self._sample(Posterior(self.prior, likelihood), ids, frames)
+            likelihood = tables.load_object(tables.LIKELIHOODS[section.name])(operator, y.to(self.device), **self.noise.parameters)
+            samples = self._sample(Posterior(self.prior, likelihood), ids, _Observers(frames, watch))
         except Divergence as error:
             self._checkpoint(ids).unlink(missing_ok=True)
             if len(batch) > 1:
@@ -160,26 +167,33 @@ class _Job:
                 self.result.failed[ids[0]] = str(error)
                 self.folder.fail(ids[0], str(error))
             return
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # samplers refuse a kind of operator or likelihood with a TypeError
             raise ConfigError(f"sampler {self.config.sections['sampler'].name}: {' '.join(str(error).split())}") from error
         seconds = (time.perf_counter() - start) / len(batch)
         calls = _minus(self._calls(), before)
         self.result.seconds += seconds * len(batch)
         self.result.calls = _plus(self.result.calls, calls)
         facts = {"seconds": round(seconds, 3), "network_calls": calls, "batch": len(batch), "image_shape": list(shape)}
-        residuals = [likelihood.discrepancy(s.to(self.device)).cpu() for s in (*samples.unbind(1), samples.mean(1))]
-        view = operator.view(y if section.name != "poisson" else 2 * y - 1)  # counts are of the image in [0, 1]
+        aligned = _aligned(operator, samples, x)
+        closest = samples if x is None else torch.stack([operator.align(s, x) for s in samples.unbind(1)], 1)
+        mean, std = aligned.mean(1), aligned.std(1) if samples.shape[1] > 1 else torch.zeros_like(aligned[:, 0])
+        if watch is not None:
+            mean, std = watch.moments(ids)
+            mean = _aligned(operator, mean[:, None], x)[:, 0]
+        residuals = [likelihood.discrepancy(s.to(self.device)).cpu() for s in (*samples.unbind(1), mean)]
+        view = operator.view(2 * y - 1 if self.noise.intensity else y)  # counts are of the image in [0, 1]
         for b, item in enumerate(batch):
-            done = _Done(item, y[b], None if x is None else x[b], samples[b], [float(r[b]) for r in residuals], view[b])
-            self._write(done, facts, frames)
+            truth, numbers = None if x is None else x[b], [float(r[b]) for r in residuals]
+            done = _Done(item, y[b], truth, samples[b], aligned[b], closest[b], mean[b], std[b], numbers, view[b])
+            self._write(done, facts, frames, watch)
         self._checkpoint(ids).unlink(missing_ok=True)
 
-    def _sample(self, target: Any, ids: list[str], frames: _Frames | None) -> Tensor:
+    def _sample(self, target: Any, ids: list[str], observe: _Observers) -> Tensor:
         """Samples (B, n, C, H, W) on the CPU. Raises Divergence, also where a result is not finite."""
         s = self.settings
         drawn = sample(
             self.sampler, target, self.schedule,
-            n=s.samples, seed=s.seed, ids=ids, progress=s.progress, observe=frames, memory_gb=s.memory_gb,
+            n=s.samples, seed=s.seed, ids=ids, progress=s.progress, observe=observe, memory_gb=s.memory_gb,
             checkpoint=self._checkpoint(ids) if s.checkpoint_every else None, checkpoint_every=s.checkpoint_every,
             noise_device=s.noise_device,
         )  # fmt: skip
@@ -189,31 +203,35 @@ class _Job:
             raise Divergence(f"the samples of {', '.join(bad)} hold NaN or infinity; a smaller guidance step or float32 may help")
         return drawn
 
-    def _write(self, done: _Done, facts: dict[str, Any], frames: _Frames | None) -> None:
+    def _write(self, done: _Done, facts: dict[str, Any], frames: _Frames | None, watch: Any) -> None:
         """Pictures first, then numbers, the arrays last."""
-        id, samples = done.item.id, done.samples.numpy()
-        mean = samples.mean(0)
-        std = samples.std(0, ddof=1) if len(samples) > 1 else np.zeros_like(mean)
+        id, samples, aligned = done.item.id, done.samples.numpy(), done.aligned.numpy()
+        mean, std = done.mean.numpy(), done.std.numpy()
         rows = _scores(done)
+        if watch is not None:
+            rows += [Row(id, "chains", name, value) for name, value in watch.numbers(id).items()]
+            facts = {**facts, "chains": watch.verdict(id)}
+            self.say(f"{id}: {facts['chains']}")
         images = self.folder.image_folder(id)
-        for k, one in enumerate(samples):
+        for k, one in enumerate(aligned):
             with replacing(images / f"sample_{k}.png") as path:
                 panels.save_png(one, path)
         if frames is not None and frames.kept.get(id):
             with replacing(images / "trajectory.gif") as path:
                 panels.save_gif(frames.kept[id], path)
         x = None if done.x is None else done.x.numpy()
-        shown = panels.Shown(self._title(id), done.view.numpy(), x, samples[0], mean, std, len(samples), _captions(done, rows))
+        shown = panels.Shown(self._title(id), done.view.numpy(), x, aligned[0], mean, std, len(samples), _captions(done, rows))
         with replacing(images / "panel.png") as path:
             panels.save_panel(shown, path)
-        facts = {"input": str(done.item.path), "input_sha256": done.item.digest(), **facts}
+        facts = {"input": str(done.item.path), "input_sha256": done.item.digest(), **done.item.facts(), **facts}
         arrays = {"y": done.y.numpy(), **({} if x is None else {"x": x}), "samples": samples, "mean": mean, "std": std}
         self.folder.finish(id, arrays, rows, facts)
         self.result.sampled.append(id)
 
     def _title(self, id: str) -> str:
         parts = self.config.sections
-        noise = ", ".join(f"{key} {value:g}" for key, value in parts["noise"].values.items())
+        shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in parts["noise"].values.items()}
+        noise = ", ".join(f"{key} {value}" for key, value in shown.items())
         how = f"{parts['sampler'].name}, {len(self.steps)} steps"
         return f"{id}: {parts['operator'].name}, {parts['noise'].name} noise ({noise}), prior {Path(parts['prior'].name).name}, {how}"
 
@@ -256,16 +274,51 @@ def _usable(name: str) -> torch.device:
     return device
 
 
+def _aligned(operator: Any, samples: Tensor, x: Tensor | None) -> Tensor:
+    """Samples (B, n, C, H, W), each under the symmetry of the operator that brings it nearest to the first of its image.
+
+    For operators without symmetries, the samples. The first one stays as it is, or is itself aligned to the truth x
+    (B, C, H, W) where that is known: this sets the common orientation of all, and no sample's relation to another.
+    """
+    first = samples[:, 0] if x is None else operator.align(samples[:, 0], x)
+    return torch.stack([first, *(operator.align(s, first) for s in samples.unbind(1)[1:])], 1)
+
+
 @dataclass(frozen=True)
 class _Done:
-    """One sampled item: y, x (or None), samples (n, C, H, W), the residual of each sample and of their mean, a picture of y."""
+    """One sampled item.
+
+    y, x (or None), samples (n, C, H, W), the same aligned to the first (`_aligned`), and each aligned to the truth; mean and
+    std of the aligned ones, or where a sampler is watched those of its whole chains; the residual of each sample and of the
+    mean, a picture of y.
+    """
 
     item: Item
     y: Tensor
     x: Tensor | None
     samples: Tensor
+    aligned: Tensor
+    closest: Tensor
+    mean: Tensor
+    std: Tensor
     residuals: list[float]
     view: Tensor
+
+
+class _Observers:
+    """Several observers as one; those that are None are left out."""
+
+    def __init__(self, *observers: Any) -> None:
+        self.observers = [one for one in observers if one is not None]
+
+    def __call__(self, event: Event) -> None:
+        for one in self.observers:
+            one(event)
+
+    def finish(self, rows: Sequence[Any], fields: dict[str, Any]) -> None:
+        for one in self.observers:
+            if hasattr(one, "finish"):
+                one.finish(rows, fields)
 
 
 class _Frames:
@@ -286,7 +339,10 @@ class _Frames:
 def _scores(done: _Done) -> list[Row]:
     """Rows of metrics.csv: the residual always, PSNR (dB) and SSIM where the truth is known.
 
-    PSNR and SSIM are torchmetrics' on images clipped to [0, 1] (data range 1); SSIM is left out below 11 pixels a side.
+    PSNR and SSIM are torchmetrics' on images clipped to [0, 1] (data range 1), of complex ones on the magnitudes; SSIM is left
+    out below 11 pixels a side.
+    Where the operator has symmetries (`Operator.align`: flip and sign in phase retrieval), a sample is first brought to its
+    form nearest to the truth, and the mean is that of the samples aligned to the first, as in the panel.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -294,9 +350,9 @@ def _scores(done: _Done) -> list[Row]:
     rows = [Row(done.item.id, label, "residual", value) for label, value in zip(labels, done.residuals, strict=True)]
     if done.x is None:
         return rows
-    truth = ((done.x[None] + 1) / 2).clamp(0, 1)
-    for label, image in zip(labels, (*done.samples, done.samples.mean(0)), strict=True):
-        unit = ((image[None] + 1) / 2).clamp(0, 1)
+    truth = ((panels.as_shown(done.x)[None] + 1) / 2).clamp(0, 1)
+    for label, image in zip(labels, (*done.closest, done.mean), strict=True):
+        unit = ((panels.as_shown(image)[None] + 1) / 2).clamp(0, 1)
         rows.append(Row(done.item.id, label, "psnr", float(peak_signal_noise_ratio(unit, truth, data_range=1.0))))
         if min(truth.shape[-2:]) >= _SSIM_WINDOW:
             rows.append(Row(done.item.id, label, "ssim", float(structural_similarity_index_measure(unit, truth, data_range=1.0))))

@@ -21,12 +21,19 @@ from invsolve.schema import ConfigError, suggestion
 SECTIONS = ("prior", "operator", "noise", "schedule", "sampler", "data")
 GROUPS = (*SECTIONS, "run")
 
-DATA = {"images": "invsolve.data:Images", "measurement": "invsolve.data:Measurement"}
+DATA = {
+    "images": "invsolve.data:Images",
+    "measurement": "invsolve.data:Measurement",
+    "mri_data": "invsolve.data_mri:MRIData",
+    "phantom": "invsolve.data_mri:Phantoms",
+}
 
-# The log-likelihood that belongs to each noise: called as cls(operator, y, **values of the noise section).
+# The log-likelihood that belongs to each noise: called as cls(operator, y, **noise.parameters).
 LIKELIHOODS = {
+    "complex_gaussian": "invsolve.likelihoods:GaussianLikelihood",
     "gaussian": "invsolve.likelihoods:GaussianLikelihood",
     "poisson": "invsolve.likelihoods:PoissonLikelihood",
+    "poisson_gaussian": "invsolve.poisson_gaussian:PoissonGaussianLikelihood",
 }
 
 _TABLES = {

@@ -70,6 +70,8 @@ class _Wrapped(Operator):
     """What linear and non-linear wrappers share: a private copy of the physics, never the caller's object."""
 
     picklable: ClassVar[bool] = False
+    # What a physics takes is its own business.
+    complex_signals = True
 
     def _adopt(self, physics: Physics) -> None:
         self.physics = _copy(physics)

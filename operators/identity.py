@@ -14,8 +14,10 @@ from operators.spectral import SpectralOperator
 class Identity(SpectralOperator):
     """A(x) = x, (B, *image_shape) -> (B, *image_shape): with noise, the denoising problem.
 
-    Any image_shape of positive integers; ValueError otherwise.
+    Any image_shape of positive integers; ValueError otherwise. x may also be complex (behind a map that gives complex values).
     """
+
+    complex_signals = True
 
     def __init__(self, image_shape: Sequence[int]) -> None:
         super().__init__(shape_of(image_shape), image_shape)

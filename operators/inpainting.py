@@ -39,6 +39,9 @@ class Inpainting(SpectralOperator):
     that is the same for all, and on use of a per_image operator that is not bound to ids.
     """
 
+    # Behind a map that gives complex values, such as a Fourier transform of your own.
+    complex_signals = True
+
     def __init__(
         self,
         image_shape: Sequence[int],

@@ -20,6 +20,11 @@ class SpectralOperator(LinearOperator):
     closed_form = True
     closed_form_inverse = True
 
+    def _expect(self, t: Tensor, shape: tuple[int, ...] | None, name: str) -> None:
+        super()._expect(t, shape, name)
+        # Signals and measurements are both real, as the decomposition is.
+        self._expect_real(t, name)
+
     def _singular_values(self, like: Tensor) -> Tensor:
         raise NotImplementedError
 

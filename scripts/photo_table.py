@@ -129,9 +129,8 @@ def sweep(prior: Any, steps: int, size: int, zetas: list[float]) -> None:
         for zeta in zetas:
             draws, posterior, _ = reconstruct(prior, DPS(zeta=zeta), operator, y, steps, 1)
             found = measure(draws, posterior, truth, "dps")
-            print(
-                f"{task:12s} {size} zeta {zeta:4.1f} steps {steps}: {found['dps_sample']:.2f} dB, residual {found['dps_residual']:.2f}", flush=True
-            )
+            line = f"{task:12s} {size} zeta {zeta:4.1f} steps {steps}: {found['dps_sample']:.2f} dB"
+            print(f"{line}, residual {found['dps_residual']:.2f}", flush=True)
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -1,8 +1,9 @@
-"""Train the shipped prior `photo`: a diffusion U-Net for colour images at any size that is a multiple of 8.
+"""Train the shipped priors: `photo`, colour images, and `phantom`, complex MRI phantoms; any size that is a multiple of 8.
 
     python scripts/train_prior.py --work runs/photo --minutes 60             # train; run again to continue
     python scripts/train_prior.py --work runs/photo --minutes 10 --finish    # anneal the rate to zero, then export
     python scripts/train_prior.py --work runs/mine --images ~/my-photos      # the user's own folder of images
+    python scripts/train_prior.py --data phantom --work runs/phantom --size 128 --channels 24 48 96 96 --batch 8
 
 The network is diffusers' UNet2DModel with v-prediction (T. Salimans, J. Ho, "Progressive distillation for fast
 sampling of diffusion models", ICLR 2022, section 4) on the DDPM linear schedule with 1000 levels. The rate is held
@@ -23,8 +24,10 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
-from torch.utils.data import DataLoader
-from training_data import EVALUATION_PHOTOS, TrainingImages, training_photo_paths
+from torch.utils.data import DataLoader, IterableDataset
+from training_data import EVALUATION_PHOTOS, TrainingImages, TrainingPhantoms, training_photo_paths
+
+from invsolve.phantoms import EVALUATION_SEED
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -36,15 +39,18 @@ SCHEDULER = {
 }
 
 
-def build_unet(channels: tuple[int, ...]) -> Any:
+IMAGE_CHANNELS = {"photo": 3, "phantom": 2}
+
+
+def build_unet(channels: tuple[int, ...], image_channels: int = 3, size: int = 64) -> Any:
     """A convolutional U-Net (no attention, hence free in size); the sides must be multiples of 2^(len(channels) - 1)."""
     from diffusers import UNet2DModel
 
     depth = len(channels)
     return UNet2DModel(
-        sample_size=64,
-        in_channels=3,
-        out_channels=3,
+        sample_size=size,
+        in_channels=image_channels,
+        out_channels=image_channels,
         layers_per_block=1,
         block_out_channels=channels,
         down_block_types=("DownBlock2D",) * depth,
@@ -56,21 +62,24 @@ def build_unet(channels: tuple[int, ...]) -> Any:
 
 
 class DiffusionTraining(LightningModule):
-    """Denoising objective E ||v_theta(x_t, t) - (alpha z - sigma x_0)||^2, augmentation by kornia.
+    """Denoising objective E ||v_theta(x_t, t) - (alpha z - sigma x_0)||^2, photographs augmented by kornia.
 
     Levels are drawn continuously, stratified over the batch: 80 % with a log-normal sigma/alpha around 0.4 (where the
     image is decided and where it is refined), 20 % uniform over the training table (which holds the noisiest levels).
     """
 
-    def __init__(self, channels: tuple[int, ...], lr: float, warmup: int = 300):
+    def __init__(self, channels: tuple[int, ...], lr: float, warmup: int = 300, data: str = "photo", size: int = 64):
         super().__init__()
         self.save_hyperparameters()
-        self.unet = build_unet(channels)
+        self.unet = build_unet(channels, IMAGE_CHANNELS[data], size)
         betas = torch.linspace(SCHEDULER["beta_start"], SCHEDULER["beta_end"], 1000, dtype=torch.float64)  # type: ignore[arg-type]
         alpha_bar = torch.cumprod(1 - betas, 0)
         self.register_buffer("log_ratio", (0.5 * torch.log((1 - alpha_bar) / alpha_bar)).float(), persistent=False)
         self.finish_s: float | None = None  # seconds over which the rate goes to zero
         self.started = time.monotonic()
+        self.augment: Any = None
+        if data != "photo":
+            return  # phantoms come with all their variety
         from kornia.augmentation import AugmentationSequential, ColorJitter, RandomGrayscale
 
         # kornia's colour operations live in [0, 1]; the images come and go in [-1, 1].
@@ -96,8 +105,9 @@ class DiffusionTraining(LightningModule):
         return t, alpha, torch.sigmoid(2 * ratio).sqrt()
 
     def training_step(self, x0: Tensor, index: int) -> Tensor:
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            x0 = self.augment((x0 + 1) / 2).clamp(0, 1) * 2 - 1
+        if self.augment is not None:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                x0 = self.augment((x0 + 1) / 2).clamp(0, 1) * 2 - 1
         t, alpha, sigma = self.levels(len(x0))
         alpha, sigma = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
         z = torch.randn_like(x0)
@@ -150,11 +160,16 @@ def export(module: DiffusionTraining, folder: Path, recipe: dict[str, Any]) -> N
     pipeline.save_pretrained(folder)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     count, channels = sum(p.numel() for p in module.unet.parameters()), list(module.unet.config.block_out_channels)
+    subject = {
+        "photo": ("colour images", "crops"),
+        "phantom": ("complex brain-like phantoms, channels real and imaginary part", "phantoms"),
+    }
+    images, pieces = subject[module.hparams["data"]]
     card = {
-        "summary": f"colour images at any size that is a multiple of {2 ** (len(channels) - 1)}; {count / 1e6:.1f} M weights",
+        "summary": f"{images}, at any size that is a multiple of {2 ** (len(channels) - 1)}; {count / 1e6:.1f} M weights",
         "range": [-1, 1],
-        "channels": 3,
-        "sizes": f"both sides multiples of {2 ** (len(channels) - 1)}; trained on {recipe['crop']} x {recipe['crop']} crops",
+        "channels": module.unet.config.in_channels,
+        "sizes": f"both sides multiples of {2 ** (len(channels) - 1)}; trained on {recipe['crop']} x {recipe['crop']} {pieces}",
         "network": f"diffusers UNet2DModel, channels {channels}, one residual block a level, no attention (fully convolutional)",
         "schedule": "DDPM linear, 1000 levels, beta 1e-4 to 2e-2 (sigma/alpha 0.01 to 157)",
         "prediction_type": SCHEDULER["prediction_type"],
@@ -168,17 +183,28 @@ def export(module: DiffusionTraining, folder: Path, recipe: dict[str, Any]) -> N
 
 def recipe_of(args: argparse.Namespace, steps: int) -> dict[str, Any]:
     """What the card says of the training."""
+    common = {
+        "crop": args.size,
+        "steps": steps,
+        "batch": args.batch,
+        "images_seen": steps * args.batch,
+        "optimiser": f"AdamW, rate {args.lr:g}, annealed linearly to zero over the last run; bf16 autocast",
+    }
+    if args.data == "phantom":
+        return {
+            "script": "scripts/train_prior.py --data phantom, data in invsolve/phantoms.py",
+            "data": f"phantoms synthesised on the fly, seed {args.seed}, none of them twice; magnitude at most 1",
+            "never_trained_on": f"phantoms of seed {EVALUATION_SEED} (invsolve.phantoms.EVALUATION_SEED)",
+            "augmentation": "none",
+            **common,
+        }
     return {
         "script": "scripts/train_prior.py, data in scripts/training_data.py",
         "data": f"dead leaves synthesised on the fly ({args.leaves:.0%}); the rest crops of the photographs at several scales",
         "photographs": [p.name for p in training_photo_paths(args.images)] if args.images is None else "the user's own",
         "never_trained_on": list(EVALUATION_PHOTOS),
         "augmentation": "orientations, two-colour tints of grey crops, and kornia's colour jitter and grey",
-        "crop": args.size,
-        "steps": steps,
-        "batch": args.batch,
-        "images_seen": steps * args.batch,
-        "optimiser": f"AdamW, rate {args.lr:g}, annealed linearly to zero over the last run; bf16 autocast",
+        **common,
     }
 
 
@@ -188,6 +214,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="stop after this long (a checkpoint is kept)")
     parser.add_argument("--finish", action="store_true", help="anneal the rate to zero over this run and export")
     parser.add_argument("--export", type=Path, default=None, help="folder to export to (default: WORK/export)")
+    parser.add_argument("--data", default="photo", choices=sorted(IMAGE_CHANNELS), help="photographs, or complex MRI phantoms")
     parser.add_argument("--images", type=Path, default=None, help="a folder of your own images in place of the shipped photographs")
     parser.add_argument("--leaves", type=float, default=0.35, help="share of dead-leaves images")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 128])
@@ -197,14 +224,20 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.data == "phantom" and args.images is not None:
+        parser.error("--images belongs to --data photo")
 
     last = args.work / "last.ckpt"
     resume = last if last.exists() else None
     epoch = int(torch.load(resume, weights_only=True)["global_step"]) if resume else 0
     torch.manual_seed(args.seed + epoch)
-    module = DiffusionTraining(tuple(args.channels), args.lr)
+    module = DiffusionTraining(tuple(args.channels), args.lr, data=args.data, size=args.size)
     module.finish_s = args.minutes * 60 if args.finish else None
-    images = TrainingImages(args.size, args.leaves, args.images, args.seed, epoch)
+    images: IterableDataset[torch.Tensor] = (
+        TrainingImages(args.size, args.leaves, args.images, args.seed, epoch)
+        if args.data == "photo"
+        else TrainingPhantoms(args.size, args.seed, epoch * args.batch)
+    )
     loader = DataLoader(images, batch_size=args.batch, num_workers=args.workers, pin_memory=torch.cuda.is_available())
     trainer = Trainer(
         default_root_dir=args.work,

@@ -1,11 +1,11 @@
-"""Training images for the `photo` prior: dead leaves synthesised on the fly, and crops of photographs.
+"""Training images for the shipped priors: dead leaves synthesised on the fly and crops of photographs, or MRI phantoms.
 
 The dead-leaves model (occluding shapes whose sizes follow a power law) reproduces the scale invariance, the
 edges and the heavy-tailed gradients of natural images: A. B. Lee, D. Mumford, J. Huang, "Occlusion models for
 natural images", IJCV 2001; its use as a training set for restoration networks: R. Achddou, Y. Gousseau,
 S. Ladjal, "Synthetic images as a regularity prior for image restoration neural networks", SSVM 2021.
 
-All images leave this module as float32 tensors (3, size, size) in [-1, 1].
+All images leave this module as float32 tensors (C, size, size) in [-1, 1], C = 3, or 2 (real, imaginary) for phantoms.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import IterableDataset, get_worker_info
+
+from invsolve.phantoms import EVALUATION_SEED, phantom
 
 EVALUATION_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 """Never trained on: every score of the shipped prior is measured on these."""
@@ -223,3 +225,25 @@ def _relight(crop: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     if rng.random() < 0.03:
         crop = crop[torch.from_numpy(rng.permutation(3))]
     return crop.contiguous()
+
+
+class TrainingPhantoms(IterableDataset):  # type: ignore[type-arg]
+    """An endless stream of complex phantoms, float32 (2, size, size) in [-1, 1], each new (`invsolve.phantoms`).
+
+    Args:
+        size: side of a phantom in pixels.
+        seed: stream of the phantoms; ValueError for the one that scores are measured on.
+        start: index of the first phantom: a restart continues behind those already seen.
+    """
+
+    def __init__(self, size: int = 128, seed: int = 0, start: int = 0):
+        if seed == EVALUATION_SEED:
+            raise ValueError(f"seed {seed} is that of the evaluation phantoms and must not be trained on")
+        self.size, self.seed, self.start = size, seed, start
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        info = get_worker_info()
+        index, stride = (self.start + info.id, info.num_workers) if info else (self.start, 1)
+        while True:
+            yield phantom(self.seed, index, self.size)
+            index += stride

@@ -17,17 +17,17 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted([*ROOT.glob("invsolve/**/*.py"), *ROOT.glob("operators/**/*.py")])
 # Lower layers first; a module imports from its own layer or from lower ones.
 LAYERS = [
-    {"resources", "levels"},
+    {"resources", "levels", "phantoms"},
     {"schedules", "noise"},
-    {"priors", "kernels", "reverse", "likelihoods"},
+    {"priors", "kernels", "reverse", "likelihoods", "poisson_gaussian", "lipschitz", "chains", "inner"},
     {"posterior"},
     {"samplers"},
     {"monitor", "checkpoint", "memory"},
     {"loop", "affine"},
     {"schema", "tables"},
     {"config"},
-    {"data", "panels", "outputs"},
-    {"run"},
+    {"data", "data_mri", "panels", "outputs"},
+    {"run", "operator_cli"},
     {"cli"},
     {"__main__"},
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -16,8 +16,11 @@ class State:
     """The iterate x (B, *X) of a trajectory, and the estimate x0_hat of the clean image that led to it.
 
     A sampler that must remember more derives its own state; fields are tensors, numbers, tuples of numbers or None, so
-    that a half-finished trajectory can be saved.
+    that a half-finished trajectory can be saved. `statistics` names fields that are gathered on the way and feed back into
+    nothing; an observer with a method `finish(rows, fields)` is given the fields of a last state that has any.
     """
+
+    statistics: ClassVar[tuple[str, ...]] = ()
 
     x: Tensor
     x0: Tensor | None = None
@@ -27,8 +30,10 @@ class State:
 class Sampler(Protocol):
     """A method that draws from a posterior by walking a schedule.
 
-    Optional: a class attribute `guided = False` for samplers that need no measurement, and `plan(schedule)`, the list of
-    moves, for those that do not walk a schedule once from top to bottom.
+    Optional: class attributes `guided = False` for samplers that need no measurement, and `remedy`, what to do about a step
+    that is too large, for the message of a divergence; `plan(schedule)`, the list of moves, for those that do not walk a
+    schedule once from top to bottom; `watch()`, an observer whose `moments(ids)`, `numbers(id)` and `verdict(id)` a run
+    writes down (see `invsolve.chains.Chains`).
     """
 
     def init(self, target: Any, x: Tensor) -> Any:
