@@ -25,7 +25,7 @@ def _same(x: Tensor) -> Tensor:
 
 def shape_of(image_shape: Sequence[int], ndim: int | None = None) -> tuple[int, ...]:
     """`image_shape` as a tuple of positive ints, of length `ndim` if that is given; ValueError naming it otherwise."""
-    shape = tuple(image_shape)
+    shape = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
     if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
         raise ValueError(f"image_shape must be positive integers such as (3, 64, 64), got {image_shape!r}")
     if ndim is not None and len(shape) != ndim:

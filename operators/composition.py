@@ -308,10 +308,10 @@ def _build(part: str | Mapping[str, Any], shape: Sequence[int], place: int) -> O
         raise ValueError(f"parts[{place}] needs a name, got {part!r}; known: {', '.join(sorted(OPERATORS))}")
     factory = find(OPERATORS, name)
     try:
-        inspect.signature(factory).bind(shape, **values)
+        inspect.signature(factory).bind(image_shape=shape, **values)
     except TypeError as error:
         raise ValueError(f"parts[{place}] ({name}): {error}") from error
-    op: Operator = factory(shape, **values)
+    op: Operator = factory(image_shape=shape, **values)
     return op
 
 

@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from operators.files import read_array
 from operators.streams import generator
 
 
@@ -159,37 +158,12 @@ def bicubic_kernel(factor: int) -> Tensor:
     return torch.outer(weights, weights)
 
 
-def read_array(source: str | Path | Tensor, what: str = "kernel") -> tuple[Tensor, str]:
-    """(array, its name for messages) of a tensor, a .npy file, or an image file, whose grey values are divided by 255.
-
-    Float64. Raises ValueError if there is no such file, it is of no known kind, or an entry is complex or not finite.
-    """
-    if isinstance(source, Tensor):
-        found, name = source.detach().cpu(), f"the {what} tensor"
-    else:
-        path = Path(source)
-        name = str(path)
-        if not path.is_file():
-            raise ValueError(f"no {what} file at {path}")
-        try:
-            if path.suffix == ".npy":
-                found = torch.from_numpy(np.load(path, allow_pickle=False))
-            else:
-                with Image.open(path) as picture:
-                    found = torch.from_numpy(np.array(picture.convert("L"), dtype=np.float64)) / 255
-        except (UnidentifiedImageError, EOFError, ValueError) as error:
-            raise ValueError(f"{path} is neither a .npy file of numbers nor an image") from error
-    if found.is_complex() or not bool(found.isfinite().all()):
-        raise ValueError(f"{name} must be real and finite, got {found.dtype} with {int((~found.isfinite()).sum())} bad entries")
-    return found.double().clone(), name
-
-
 def given_kernel(source: str | Path | Tensor, normalise: bool = False) -> Tensor:
-    """Kernel (kh, kw), float64, from a tensor, .npy or image file; divided by its sum if `normalise`, else as it is.
+    """Kernel (kh, kw), float64, from a tensor or a .npy, .pt or image file; divided by its sum if `normalise`, else as it is.
 
     Raises ValueError for what `read_array` refuses, another number of axes, zeros only, or a sum of 0 to divide by.
     """
-    found, name = read_array(source)
+    found, name = read_array(source, "kernel")
     if found.ndim == 3 and found.shape[0] == 1:
         found = found[0]
     if found.ndim != 2 or not bool((found != 0).any()):

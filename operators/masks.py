@@ -12,6 +12,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from operators.files import read_array
+
 # Kind -> its options. Those of SEEDED are drawn at random, the others follow from their options alone.
 KINDS: dict[str, tuple[str, ...]] = {
     "box": ("size", "margin"),
@@ -59,7 +61,7 @@ def _sides(size: int | Sequence[int] | None, height: int, width: int, part: int)
     """`size` as (h, w): a side, a pair, or None for 1/part of each side of the image."""
     if size is None:
         return max(height // part, 1), max(width // part, 1)
-    sides = [size, size] if isinstance(size, int) else list(size)
+    sides = list(size) if isinstance(size, Sequence) else [size, size]
     if len(sides) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sides):
         raise ValueError(f"size must be a positive side or (h, w), got size={size!r}")
     return sides[0], sides[1]
@@ -71,8 +73,8 @@ def box_mask(height: int, width: int, rng: torch.Generator, size: int | Sequence
     `size` is a side, a pair (h, w), or None for half of each side. Raises ValueError if the box does not fit.
     """
     h, w = _sides(size, height, width, 2)
-    if margin < 0:
-        raise ValueError(f"margin must be >= 0, got margin={margin!r}")
+    if isinstance(margin, bool) or not isinstance(margin, int) or margin < 0:
+        raise ValueError(f"margin must be an integer >= 0 (pixels), got margin={margin!r}")
     if h + 2 * margin > height or w + 2 * margin > width:
         raise ValueError(f"a box of {h}x{w} with margin {margin} does not fit an image of {height}x{width}")
     top, left = _draw(margin, height - margin - h, rng), _draw(margin, width - margin - w, rng)
@@ -228,21 +230,13 @@ def super_resolve_mask(height: int, width: int) -> Tensor:
     return mask
 
 
-def _read(path: Path) -> Tensor:
-    if not path.is_file():
-        raise ValueError(f"no mask file at {path}")
-    if path.suffix == ".npy":
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    with Image.open(path) as picture:
-        return torch.from_numpy(np.array(picture.convert("L")))
-
-
 def file_mask(height: int, width: int, mask: str | Path | Tensor) -> Tensor:
-    """Mask (H, W), float64 0/1, from an image file, a .npy file or a tensor (H, W) or (1, H, W); nonzero means known.
+    """Mask (H, W), float64 0/1, from an image, .npy or .pt file or a tensor (H, W) or (1, H, W); nonzero means known.
 
-    Raises ValueError if there is no such file, its size is not that of the image, or it holds several masks.
+    Raises ValueError if there is no such file, its size is not that of the image, it holds several masks, or values other than
+    zero and one more (a photograph, or a mask with blurred edges, where it is not clear what is known).
     """
-    found, name = (mask.detach().cpu(), "the mask tensor") if isinstance(mask, Tensor) else (_read(Path(mask)), str(mask))
+    found, name = read_array(mask, "mask")
     if found.ndim == 3 and found.shape[0] == 1:
         found = found[0]
     if found.ndim > 2 and tuple(found.shape[-2:]) == (height, width):
@@ -252,8 +246,9 @@ def file_mask(height: int, width: int, mask: str | Path | Tensor) -> Tensor:
         )
     if tuple(found.shape) != (height, width):
         raise ValueError(f"{name} has size {tuple(found.shape)}, the image has {(height, width)}")
-    if found.is_floating_point() and not bool(found.isfinite().all()):
-        raise ValueError(f"{name} holds values that are not finite")
+    levels = found[found != 0].unique()
+    if len(levels) > 1:
+        raise ValueError(f"{name} holds {len(levels)} values other than 0, from {levels[0]:g} to {levels[-1]:g}; a mask holds one")
     return (found != 0).double()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,27 +11,8 @@ import torch
 from torch import Tensor
 
 from operators.base import shape_of
+from operators.files import read_array
 from operators.spectral import SpectralOperator
-
-
-def _read(source: str | Path) -> Tensor:
-    path = Path(source)
-    if not path.is_file():
-        raise ValueError(f"no matrix file at {path}")
-    if path.suffix == ".npy":
-        try:
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} is not a .npy file of numbers") from error
-    if path.suffix in (".pt", ".pth"):
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"{path} holds no plain tensor (only tensors are loaded, never pickled code)") from error
-        if isinstance(loaded, Tensor):
-            return loaded
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a tensor")
-    raise ValueError(f"a matrix file ends in .npy or .pt, got {path}")
 
 
 class Matrix(SpectralOperator):
@@ -46,14 +26,11 @@ class Matrix(SpectralOperator):
 
     def __init__(self, A: Tensor | np.ndarray | str | Path, image_shape: Sequence[int]) -> None:
         image_shape = shape_of(image_shape)
-        matrix = _read(A) if isinstance(A, (str, Path)) else torch.as_tensor(A)
+        matrix, _ = read_array(A, "matrix", images=False)
         n = math.prod(image_shape)
         if matrix.ndim != 2 or matrix.shape[1] != n or matrix.shape[0] < 1:
             raise ValueError(f"A must have shape (m, {n}) for image_shape {image_shape}, got {tuple(matrix.shape)}")
-        if matrix.is_complex() or not bool(matrix.isfinite().all()):
-            raise ValueError(f"A must be real and finite, got {matrix.dtype} with {int((~matrix.isfinite()).sum())} bad entries")
         super().__init__(image_shape, (matrix.shape[0],))
-        matrix = matrix.detach().double().clone()
         u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
         self.register_buffer("matrix", matrix)
         self.register_buffer("u", u.contiguous())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from operators.base import shape_of
+from operators.convolution import widened
 from operators.matrix import Matrix
 from operators.spectral import SpectralOperator
 from operators.streams import generator
@@ -63,8 +64,8 @@ class StructuredSensing(SpectralOperator):
         self.register_buffer("one", torch.ones((), dtype=torch.float64))
 
     def _transform(self, x: Tensor) -> Tensor:
-        spectrum = torch.fft.fftn(x, dim=tuple(range(1, x.ndim)), norm="ortho")
-        return spectrum.real - spectrum.imag
+        spectrum = torch.fft.fftn(widened(x), dim=tuple(range(1, x.ndim)), norm="ortho")
+        return (spectrum.real - spectrum.imag).to(x.dtype)
 
     def _singular_values(self, like: Tensor) -> Tensor:
         return self._as("one", like)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from operators.base import LinearOperator, shape_of
 from operators.convolution import crop, crop_adjoint, embed, embed_adjoint, half_spectrum, widened, window
-from operators.kernels import disk_kernel, gaussian_kernel, motion_kernel, read_array
+from operators.files import read_array
+from operators.kernels import disk_kernel, gaussian_kernel, motion_kernel
 from operators.streams import generator
 
 
@@ -54,7 +55,7 @@ def kernel_bank(kernel: str | Path | Tensor, count: int, seed: int, taps: int, i
         return _padded(bank)
     if isinstance(kernel, str) and not Path(kernel).suffix:
         raise ValueError(f"kernel must be 'motion', 'gaussian', 'disk', a .npy file or a tensor, got {kernel!r}")
-    found, name = read_array(kernel)
+    found, name = read_array(kernel, "kernel", images=False)
     if found.ndim != 3 or found.shape[0] != count or 0 in found.shape:
         raise ValueError(f"{name} must have shape ({count}, kh, kw), one kernel for each of the grid's points, got {tuple(found.shape)}")
     return found

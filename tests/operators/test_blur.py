@@ -270,26 +270,6 @@ def test_nonlinear_blur_is_smooth_on_all_reals() -> None:
     assert float(smooth_power(torch.ones((), dtype=torch.float64), 2.2, 0.05)) == 1
 
 
-@pytest.mark.parametrize(
-    "op", [Blur((1, 16, 16), taps=5), Blur((1, 16, 16), taps=5, boundary="reflect"), SpaceVaryingBlur((1, 16, 16), taps=5)]
-)
-def test_modes_of_torch(op: Blur) -> None:
-    x = image(2, 1, 16, 16).float()
-    with torch.inference_mode():
-        y = op.A(x)
-    assert torch.allclose(torch.func.vmap(lambda u: op.A(u[None])[0])(x), y, atol=1e-6)
-    u = x.clone().requires_grad_()
-    op.A(u).square().sum().backward()
-    assert u.grad is not None
-    assert torch.allclose(u.grad, 2 * op.A_adjoint(y), atol=1e-5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(op.A(x), y)
-        half = op.A(x.bfloat16())
-    assert half.dtype == torch.bfloat16
-    assert (half.float() - y).abs().max() < 0.02
-    assert torch.allclose(torch.compile(op.A, backend="eager", fullgraph=True)(x), y, atol=1e-6)
-
-
 REFUSALS = [
     (lambda: Blur((8, 8)), r"3 entries.*\(8, 8\)"),
     (lambda: Blur((1, 8, 8), kernel="box"), "disk.*gaussian.*motion.*uniform.*'box'"),

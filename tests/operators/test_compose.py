@@ -266,3 +266,15 @@ class TestReport:
         law = next(law for law in check(Identity((1, 4, 4))) if law.name == "same on CPU and CUDA")
         assert law.passed
         assert torch.cuda.is_available() == (law.note == "")
+
+
+def test_complex_signals_where_the_parts_take_them() -> None:
+    """A mask and a modulus work behind a complex map; what would lose the imaginary part is refused, in composition or not."""
+    fourier = from_callable(lambda x: torch.fft.fft2(x, norm="ortho"), (1, 5, 6), linear=True)
+    for outer in (Inpainting((1, 5, 6), kind="random", fraction=0.4), from_callable(lambda z: z.abs(), (1, 5, 6))):
+        assert [law for law in check(outer @ fourier) if not law.passed] == []
+    x = torch.rand(1, 1, 5, 6, dtype=torch.float64)
+    back = from_callable(lambda z: torch.fft.ifft2(z, norm="ortho"), (1, 5, 6), linear=True)
+    for outer in (back, GaussianBlur((1, 5, 6), 0.5)):
+        with pytest.raises(ValueError, match=r"expects a real x, got torch.complex128 of shape \(1, 1, 5, 6\)"):
+            (outer @ fourier).A(x)

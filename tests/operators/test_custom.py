@@ -144,11 +144,7 @@ def test_a_network_keeps_its_precision_and_takes_that_of_the_input() -> None:
     assert op.to("meta").network.up.weight.device.type == "meta"
 
 
-def test_transforms_and_compilation() -> None:
-    op, x = NetworkOperator((2, 4, 4), Doubled()), rand(2, 2, 4, 4).float()
-    y = op.A(x)
-    assert torch.allclose(torch.func.vmap(lambda u: op.A(u[None])[0])(x), y, atol=1e-6)
-    assert torch.allclose(torch.compile(op.A, backend="eager", fullgraph=True)(x), y, atol=1e-6)
+def test_derived_adjoints_inside_vmap() -> None:
     linear = from_callable(differences, (1, 5, 6), linear=True)
     assert isinstance(linear, LinearOperator)
     v = rand(2, 1, 5, 5)

@@ -14,7 +14,9 @@ import torch
 from operator_cases import CASES
 
 import operators
-from operators import GaussianBlur, Identity, Inpainting, LinearOperator, Matrix, SuperResolution, as_operator, generator
+from operators import GaussianBlur, Identity, Inpainting, LinearOperator, Matrix, SpectralOperator, SuperResolution, as_operator, generator
+from operators.adapter import WrappedLinearOperator, WrappedOperator
+from operators.custom import CallableOperator
 from operators.solve import conjugate_gradient
 
 PACKAGE = Path(operators.__file__).parent
@@ -195,25 +197,23 @@ def test_precision_follows_the_input_through_every_cast(op: LinearOperator) -> N
         assert cast.A(x.float()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("op", SMALL, ids=NAMES)
-def test_modes_of_torch(op: LinearOperator) -> None:
-    fresh, x = copy.deepcopy(op), rand(2, 1, 8, 8).float()
-    with torch.inference_mode():
-        y = fresh.A(x)
-    lifted = torch.func.vmap(lambda u: fresh.A(u[None])[0])(x)
-    assert torch.allclose(lifted, y, atol=1e-6)
-    other = copy.deepcopy(op)
-    torch.func.vjp(other.A, x)
-    # Buffers first converted inside inference mode or inside a transform must serve autograd afterwards.
-    for used in (fresh, other):
-        u = x.clone().requires_grad_()
-        used.A(u).square().sum().backward()
-        assert u.grad is not None
-        assert torch.allclose(u.grad, 2 * op.A_adjoint(y), atol=1e-5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(op.A(x), y)
-    compiled = torch.compile(fresh.A, backend="eager", fullgraph=True)
-    assert torch.allclose(compiled(x), y, atol=1e-6)
+@pytest.mark.parametrize("name", CASES)
+def test_complex_signals_are_taken_only_where_that_is_declared(name: str) -> None:
+    op = CASES[name]().select(torch.tensor([0]))
+    x = torch.complex(rand(1, *op.image_shape), rand(1, *op.image_shape).flip(-1))
+    parts = op.parts if hasattr(op, "parts") else [op]
+    declared = (Identity, Inpainting, CallableOperator, WrappedOperator, WrappedLinearOperator)
+    assert op.complex_signals is all(isinstance(part, declared) for part in parts)
+    if op.complex_signals:
+        return
+    acts = [op.A, op.measure] + ([lambda z: op.prox_l2(z, op.A(z.real), 1.0)] if op.linear else [])
+    for act in acts:
+        with pytest.raises(ValueError, match="expects [xz] as two real channels|expects a real [xz], got torch.complex128"):
+            act(x)
+    y = op.A(x.real)
+    if isinstance(op, SpectralOperator):
+        with pytest.raises(ValueError, match="two real channels|expects a real y"):
+            op.A_adjoint(y + 0j)
 
 
 def test_a_changed_buffer_is_seen_at_once() -> None:

@@ -1,6 +1,5 @@
 """Colour, exposure, sensing, quantisation and tomography, each against an independent definition."""
 
-import copy
 import io
 import math
 from collections.abc import Callable
@@ -296,27 +295,6 @@ def test_view_is_a_scaled_sinogram() -> None:
 
 
 # -- all ------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_modes_of_torch(name: str) -> None:
-    op = CASES[name]()
-    x = image(2, *op.image_shape).float()
-    fresh = copy.deepcopy(op)
-    with torch.inference_mode():
-        y = fresh.A(x)
-    assert torch.allclose(torch.func.vmap(lambda u: fresh.A(u[None])[0])(x), y, atol=1e-5)
-    u = x.clone().requires_grad_()
-    fresh.A(u).square().sum().backward()
-    assert u.grad is not None
-    assert torch.allclose(u.grad, 2 * op.A_vjp(x, y), atol=1e-4)
-    _, tangent = torch.func.jvp(op.A, (x,), (x.flip(0),))
-    assert abs(float((tangent * y).sum() - (x.flip(0) * op.A_vjp(x, y)).sum())) < 1e-4 * float(tangent.norm() * y.norm())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(op.A(x), y)
-        assert op.A_vjp(x, y).dtype == torch.float32
-    torch._dynamo.reset()
-    assert torch.allclose(torch.compile(fresh.A, backend="eager", fullgraph=True)(x), y, atol=1e-5)
 
 
 @pytest.mark.parametrize(

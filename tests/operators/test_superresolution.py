@@ -106,23 +106,6 @@ def test_view_enlarges() -> None:
     assert torch.equal(op.view(y)[..., 1::4, 2::4], y.clamp(-1, 1))
 
 
-def test_modes_of_torch() -> None:
-    op, x = KernelDownsampling((1, 16, 12), 4), image(2, 1, 16, 12).float()
-    with torch.inference_mode():
-        y = op.A(x)
-        op.prox_l2(x, y, 2.0)
-    assert torch.allclose(torch.func.vmap(lambda u: op.A(u[None])[0])(x), y, atol=1e-6)
-    u = x.clone().requires_grad_()
-    op.A(u).square().sum().backward()
-    assert u.grad is not None
-    assert torch.allclose(u.grad, 2 * op.A_adjoint(y), atol=1e-5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(op.A(x), y)
-        half = op.prox_l2(x.bfloat16(), y.bfloat16(), 2.0)
-    assert (half.float() - op.prox_l2(x, y, 2.0)).abs().max() < 0.05
-    assert torch.allclose(torch.compile(op.A, backend="eager", fullgraph=True)(x), y, atol=1e-6)
-
-
 REFUSALS = [
     (lambda: KernelDownsampling((1, 10, 8)), "factor 4 must divide both sides of the image, got 10x8"),
     (lambda: KernelDownsampling((1, 8, 8), 0), "factor.*>= 1, got 0"),
