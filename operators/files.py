@@ -27,7 +27,7 @@ def _numbers(path: Path) -> Tensor:
 def _plain_tensor(path: Path) -> Tensor:
     loaded = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(loaded, Tensor):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a tensor")
+        raise TypeError(f"a {type(loaded).__name__}, not a tensor")
     return loaded
 
 
@@ -52,8 +52,8 @@ def read_array(source: str | Path | Tensor | np.ndarray, what: str, images: bool
         try:
             found = readers.get(path.suffix, _grey)(path)
         except (UnidentifiedImageError, EOFError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-            kinds = "a .npy file of numbers, a .pt file with a tensor" + (" or an image" if images else "")
-            raise ValueError(f"{path} is not {kinds}: {' '.join(str(error).split())[:80]}") from error
+            known = "a .npy file of numbers nor a .pt file of one tensor" + (" nor an image" if images else "")
+            raise ValueError(f"{path} is neither {known}") from error
     if found.is_complex() or not bool(found.isfinite().all()):
         raise ValueError(f"{name} must be real and finite, got {found.dtype} with {int((~found.isfinite()).sum())} bad entries")
     return found.double().clone(), name

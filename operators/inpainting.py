@@ -35,8 +35,8 @@ class Inpainting(SpectralOperator):
     (DPS, Chung et al., arXiv:2209.14687, App. D adds noise there too).
 
     Raises ValueError for an unknown kind, options of another kind, a box that does not fit, a fraction outside [0, 1), a
-    mask whose size is not (H, W) or with several values other than 0, several masks in one tensor or file, a mask that hides every pixel, per_image with a kind
-    that is the same for all, and on use of a per_image operator that is not bound to ids.
+    mask whose size is not (H, W) or with several values other than 0, several masks in one tensor or file, a mask that hides
+    every pixel, per_image with a kind that is the same for all, and on use of a per_image operator not bound to ids.
     """
 
     # Behind a map that gives complex values, such as a Fourier transform of your own.

@@ -1,7 +1,8 @@
 """The README's table: DPS with the photo prior on the evaluation photographs, and what to hold beside it.
 
-    python scripts/photo_table.py --sweep             # choose zeta on training photographs (never on the evaluation ones)
-    python scripts/photo_table.py --json runs/t.json  # measure, and print the table in Markdown
+    python scripts/photo_table.py --json runs/t.json
+
+zeta was chosen on training photographs, never on the evaluation ones: scripts/tune.py PRESET --grid sampler.zeta=2.5,5,7.5.
 
 Per task: DPS (one sample, mean of the samples), total variation with the weight an oracle finds best on the very crops
 (Douglas-Rachford by deepinv), and a control with the same prior and no DPS: annealing with the exact Gaussian
@@ -24,7 +25,6 @@ import torch
 from PIL import Image
 from score_prior import PHOTOS, psnr
 from torch import Tensor
-from training_data import training_photo_paths
 
 from invsolve import Posterior, kernels, load_prior, sample
 from invsolve.likelihoods import GaussianLikelihood
@@ -43,7 +43,7 @@ TASKS: dict[str, Callable[[int], Any]] = {
 }
 TV_WEIGHTS = (0.001, 0.002, 0.004, 0.01, 0.03, 0.06, 0.12)
 CONTROL_STEPS = 50
-# The best PSNR of one sample on training photographs (--sweep) at 64 x 64 and 100 steps, among 0.3, 0.6, 1.2, 2.5, 5, 7.5,
+# The best PSNR of one sample on training photographs (scripts/tune.py) at 64 x 64 and 100 steps, among 0.3, 0.6, 1.2, 2.5, 5, 7.5,
 # 10, 15. The step of DPS has the same length whatever the size of the image, so zeta grows with the side.
 ZETA_64 = {"box": 2.5, "random 70 %": 5.0, "SR x4": 5.0, "blur": 7.5}
 
@@ -119,20 +119,6 @@ def row_of(prior: Any, task: str, truth: Tensor, steps: int, n: int, zeta: float
     return row
 
 
-def sweep(prior: Any, steps: int, size: int, zetas: list[float]) -> None:
-    """PSNR and residual of one sample on training photographs, for a grid of zeta."""
-    chosen = [p for p in training_photo_paths() if p.stem in ("motorcycle_left", "camera", "coins", "grace_hopper", "ihc", "brick")]
-    truth = crops(chosen, size, 1)
-    for task, build in TASKS.items():
-        operator = build(size)
-        y = operator.measure(truth, SIGMA)
-        for zeta in zetas:
-            draws, posterior, _ = reconstruct(prior, DPS(zeta=zeta), operator, y, steps, 1)
-            found = measure(draws, posterior, truth, "dps")
-            line = f"{task:12s} {size} zeta {zeta:4.1f} steps {steps}: {found['dps_sample']:.2f} dB"
-            print(f"{line}, residual {found['dps_residual']:.2f}", flush=True)
-
-
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     head = "| task | size | crops | zeta | DPS sample | DPS mean of 8 | residual | s a sample | control mean of 8 | TV (oracle) |"
@@ -148,8 +134,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="photo")
-    parser.add_argument("--sweep", action="store_true")
-    parser.add_argument("--zetas", type=float, nargs="+", default=[0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 20.0], help="the grid of --sweep")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--precision", default="bf16", choices=["float32", "bf16"])
@@ -158,10 +142,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     prior = load_prior(args.prior, precision=args.precision)
-    if args.sweep:
-        for size in args.sizes:
-            sweep(prior, args.steps, size, args.zetas)
-        return
     rows = []
     for size in args.sizes:
         truth = crops([resource("data", "photos", name) for name in PHOTOS], size, args.per_photo)

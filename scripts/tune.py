@@ -90,7 +90,7 @@ def training_images(data: Component, count: int, size: int | None) -> Tensor:
     side = size if size is not None else data.values.get("size")
     if not isinstance(side, int) or count < 1:
         raise ConfigError(f"--images {count} of side {side}: whole numbers >= 1 are needed; give --size")
-    if data.name == "phantoms":
+    if data.name == "phantom":
         return torch.stack([phantom(PHANTOM_SEED, k, side) for k in range(count)])
     if data.name != "images":
         raise ConfigError(f"data {data.name}: a sweep needs images or phantoms, for which there are training images")
@@ -295,7 +295,7 @@ def main() -> None:
         print(f"\nbest by PSNR of the {options.by}, residual within {options.residual[0]:g} to {options.residual[1]:g}: {' '.join(chosen)}")
         if options.write is not None:
             config = load(options.preset, [*options.overrides, *chosen])
-            kind = "phantoms" if config.sections["data"].name == "phantoms" else "photographs"
+            kind = "phantoms" if config.sections["data"].name == "phantom" else "photographs"
             tried = "; ".join(f"{key} {', '.join(values)}" for key, values in grid.items())
             found = (
                 f"Found by scripts/tune.py on {len(truth)} training {kind} ({truth.shape[-1]} x {truth.shape[-1]}) among {tried}:\n"

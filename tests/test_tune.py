@@ -62,7 +62,7 @@ def test_only_training_images_are_seen():
     assert len({image.numpy().tobytes() for image in found}) == 8
     assert not set(tune.VARIED) & {"astronaut", "chelsea", "coffee", "rocket"}
     assert tune.training_images(data, 1, None).shape == (1, 3, 64, 64)
-    slices = tune.training_images(Component("data", "phantoms", {"size": 32}), 2, None)
+    slices = tune.training_images(Component("data", "phantom", {"size": 32}), 2, None)
     assert slices.shape == (2, 2, 32, 32) and not torch.equal(slices[0], phantom(EVALUATION_SEED, 0, 32))
     with pytest.raises(ConfigError, match="there are training images"):
         tune.training_images(Component("data", "measurement", {"measurement": "y.npz"}), 2, 64)

@@ -114,6 +114,7 @@ def test_views() -> None:
 
 REFUSALS = [
     (lambda: Identity((3, 0, 4)), r"\(3, 0, 4\)"),
+    (lambda: Identity(5), "such as .*got 5"),
     (lambda: GaussianBlur((8, 8)), r"3 entries.*\(8, 8\)"),
     (lambda: GaussianBlur((1, 8, 8), std=0.0), "std.*0.0"),
     (lambda: GaussianBlur((1, 8, 8), taps=4), "odd.*4"),
