@@ -1,10 +1,11 @@
-"""Measure a denoising prior on the evaluation photographs, and draw from it.
+"""Measure a denoising prior on the evaluation photographs (or phantoms, if it has two channels), and draw from it.
 
     python scripts/score_prior.py photo            # prints the table, writes samples.png beside it
     python scripts/score_prior.py runs/photo/export --card data/priors/photo/card.yaml
 
 16 fixed 64x64 crops (a 4 x 4 grid) of each evaluation photograph at full resolution get Gaussian noise of standard
 deviation 0.1, 0.25, 0.5 and 1.0 in [-1, 1] units. PSNR is the mean over the 64 crops of the clipped image in [0, 1].
+For a prior of two channels 16 unseen complex phantoms of 128x128 take their place, both channels brought to [0, 1].
 Total variation (Chambolle) and non-local means of scikit-image run on the same noisy crops with the strength that an
 oracle, which knows the truth, finds best for each noise level (non-local means: patch size too).
 """
@@ -22,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from invsolve import Level, load_prior, sample
+from invsolve.phantoms import EVALUATION_SEED, phantoms
 from invsolve.resources import resource
 from invsolve.samplers import Unconditional
 from invsolve.schedules import DDPM
@@ -75,7 +77,8 @@ def best_of(settings: dict[str, Tensor], truth: Tensor) -> tuple[float, str]:
 
 def table(prior_name: str) -> list[dict[str, float | str]]:
     """A row for each noise level."""
-    prior, truth = load_prior(prior_name, device="cpu"), grid_crops()
+    prior = load_prior(prior_name, device="cpu")
+    truth = phantoms(EVALUATION_SEED, range(16)) if prior.channels == 2 else grid_crops()
     rows: list[dict[str, float | str]] = []
     for sigma in SIGMAS:
         noise = torch.stack([torch.randn(truth.shape[1:], generator=generator(0, "score", str(sigma), k)) for k in range(len(truth))])
@@ -95,8 +98,14 @@ def table(prior_name: str) -> list[dict[str, float | str]]:
 
 
 def draw(prior_name: str, path: Path, steps: int = 200) -> None:
-    """A grid of 8 x 3 unconditional draws at 64 x 64 and 2 at 128 x 128."""
+    """A grid of 8 x 3 unconditional draws at 64 x 64 and 2 at 128 x 128; 8 moduli at 128 x 128 of a complex prior."""
     prior = load_prior(prior_name, device="cpu")
+    if prior.channels == 2:
+        drawn = sample(Unconditional(), prior, DDPM(steps=steps), n=8, shape=(2, 128, 128), progress=False)[0]
+        modulus = drawn.norm(dim=1).clamp(max=1).reshape(2, 4, 128, 128).permute(0, 2, 1, 3).reshape(256, 512)
+        Image.fromarray((modulus * 255).round().byte().numpy()).save(path)
+        print(f"wrote {path}")
+        return
     small = sample(Unconditional(), prior, DDPM(steps=steps), n=24, shape=(3, 64, 64), progress=False)[0].clamp(-1, 1)
     large = sample(Unconditional(), prior, DDPM(steps=steps), n=2, shape=(3, 128, 128), seed=1, progress=False)[0].clamp(-1, 1)
     sheet = torch.ones(3, 192 + 8, 8 * 64 + 8 + 128)
@@ -115,6 +124,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=RuntimeWarning)
     rows = table(args.prior)
+    complex_valued = load_prior(args.prior, device="cpu").channels == 2
     samples = args.samples or (args.card.parent if args.card else Path()) / "samples.png"
     draw(args.prior, samples)
     if args.card is not None:
@@ -122,7 +132,8 @@ def main() -> None:
 
         card = OmegaConf.load(args.card)
         card["held_out_psnr_db"] = rows
-        card["samples"] = f"{samples.name}: 24 unconditional draws at 64 x 64 and two at 128 x 128, 200 ancestral steps"
+        drawn = "moduli of 8 unconditional draws" if complex_valued else "24 unconditional draws at 64 x 64 and two"
+        card["samples"] = f"{samples.name}: {drawn} at 128 x 128, 200 ancestral steps"
         OmegaConf.save(card, args.card)
 
 
