@@ -39,6 +39,8 @@ HELP = (
 
 _SIDE = 64
 _CHANNELS = (3, 1, 2)
+# Where the pseudo-inverse is iterative: closer to it there is only amplified noise to see, after minutes.
+_INVERSE_TOL = 1e-2
 
 
 @dataclass(frozen=True)
@@ -167,14 +169,17 @@ def _pictures(operator: Any, noise: Any, x: Tensor, seed: int, id: str) -> list[
     if not operator.linear:
         return [*pictures, _Picture("", "not linear: there is no adjoint\nand no pseudo-inverse to show")]
     back = operator.A_adjoint(y)
-    pictures.append(_Picture("adjoint", f"{_range(back, 'values')},\nscaled to [\N{MINUS SIGN}1, 1]", as_picture(back, normalise=True)[0]))
+    scaled = as_picture(back, normalise=True)[0]
+    # Of counts, which are not negative, zero is black.
+    shown, span = (2 * scaled - 1, "0") if noise.intensity and x.shape[1] != 2 else (scaled, "\N{MINUS SIGN}1")
+    pictures.append(_Picture("adjoint", f"{_range(back, 'values')},\nscaled to [{span}, 1]", as_picture(shown[None])[0]))
     try:
-        inverse = operator.A_dagger(y, tol=1e-4)
+        inverse = operator.A_dagger(y, tol=_INVERSE_TOL)
     except RuntimeError as error:
         return [*pictures, _Picture("pseudo-inverse", f"not found: {error}")]
     inverse = 2 * inverse - 1 if noise.intensity else inverse
-    closed = "closed form" if operator.closed_form_inverse else "conjugate gradients"
-    return [*pictures, _Picture("pseudo-inverse", f"{_range(inverse, 'values')},\n{closed}", as_picture(inverse)[0])]
+    how = "closed form" if operator.closed_form_inverse else f"conjugate gradients stopped\nat a residual of {_INVERSE_TOL:g}"
+    return [*pictures, _Picture("pseudo-inverse", f"{_range(inverse, 'values')},\n{how}", as_picture(inverse)[0])]
 
 
 def _range(t: Tensor, what: str) -> str:

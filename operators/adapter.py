@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from deepinv.physics import MRI, BlurFFT, DecomposablePhysics, Downsampling, Inpainting, LinearPhysics, MultiCoilMRI, Physics
+from deepinv.physics import MRI, BlurFFT, Decolorize, DecomposablePhysics, Downsampling, Inpainting, LinearPhysics, MultiCoilMRI, Physics
 from torch import Tensor
 
 from operators.base import LinearOperator, Operator, shape_of
@@ -36,6 +36,11 @@ def _mask(physics: Physics) -> Tensor | None:
     if isinstance(physics, MultiCoilMRI):
         return mask[:, :, None] != 0
     return mask != 0 if isinstance(physics, (Inpainting, MRI)) else None
+
+
+def _decomposable(physics: Physics) -> bool:
+    """Whether deepinv's closed forms are right: they need V V^T = 1, which Decolorize, from 3 channels to 1, does not have."""
+    return isinstance(physics, DecomposablePhysics) and not isinstance(physics, Decolorize)
 
 
 def _copy(physics: Physics) -> Physics:
@@ -181,15 +186,15 @@ class WrappedOperator(_Wrapped):
 class WrappedLinearOperator(_Wrapped, LinearOperator):
     """A linear deepinv physics as a `LinearOperator`.
 
-    A and A_adjoint are the physics' own. prox_l2 is too, where deepinv has it in closed form: decomposable physics, and
-    circular downsampling with a filter no larger than the image and a factor that divides its sides. Otherwise it is by
-    our conjugate gradients, as deepinv's stop at 1e-4 by default.
+    A and A_adjoint are the physics' own. prox_l2 is too, where deepinv has it in closed form: decomposable physics but
+    Decolorize, and circular downsampling with a filter no larger than the image and a factor that divides its sides.
+    Otherwise it is by our conjugate gradients, as deepinv's stop at 1e-4 by default.
     """
 
     def __init__(self, physics: LinearPhysics, image_shape: Sequence[int] | None = None) -> None:
         LinearOperator.__init__(self, image_shape)
         self._adopt(physics)
-        self.closed_form = isinstance(physics, DecomposablePhysics) or self._circular()
+        self.closed_form = _decomposable(physics) or self._circular()
         if self.image_shape is not None:
             self._measurement_shape()
 
@@ -206,15 +211,16 @@ class WrappedLinearOperator(_Wrapped, LinearOperator):
         return x
 
     def _prox(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
-        # deepinv divides by gamma.
-        if not self.closed_form or (isinstance(gamma, float) and gamma == 0):
+        if not self.closed_form:
             return super()._prox(z, y, gamma)
-        result: Tensor = self._of(z).prox_l2(z, y, gamma)
-        return result
+        # deepinv divides by gamma.
+        weight = torch.as_tensor(gamma, dtype=z.dtype, device=z.device)
+        result: Tensor = self._of(z).prox_l2(z, y, torch.where(weight > 0, weight, 1.0))
+        return torch.where(weight > 0, result, z)
 
     def _pseudo_inverse(self, y: Tensor, tol: float | None, max_iter: int) -> Tensor:
         physics = self._of(y)
-        if not isinstance(physics, DecomposablePhysics):
+        if not _decomposable(physics):
             return super()._pseudo_inverse(y, tol, max_iter)
         result: Tensor = physics.A_dagger(y)
         return result

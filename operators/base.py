@@ -78,6 +78,8 @@ class Operator(Physics):
     straight_through: bool = False
     # Whether A takes complex signals too: elsewhere one is refused, as half of it could be lost without a word.
     complex_signals: bool = False
+    # Whether A(u) is what reaches the sensor for light u in [0, 1], which Poisson noise counts; not where A converts from [-1, 1].
+    takes_light: bool = True
 
     def __init__(self, image_shape: Sequence[int] | None, measurement_shape: Sequence[int] | None = None, **physics: Any) -> None:
         # deepinv's defaults are lambdas, which cannot be pickled.
@@ -174,6 +176,10 @@ class Operator(Physics):
     def __mul__(self, other: Any) -> Any:
         """deepinv's spelling of `self @ other`; with a foreign physics the result is deepinv's `ComposedPhysics`."""
         return self @ other if isinstance(other, Operator) else super().__mul__(other)
+
+    def extra_repr(self) -> str:
+        """The shapes, for `print`."""
+        return f"{self.image_shape} -> {self.measurement_shape}"
 
     # -- shared machinery -------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from operators.base import shape_of
-from operators.picture import as_picture
 from operators.spectral import SpectralOperator
 
 _BT601 = (0.299, 0.587, 0.114)
@@ -61,7 +60,3 @@ class Colourisation(ChannelMix):
         values = _BT601 if weights == "bt601" else [1 / channels] * channels
         super().__init__(image_shape, torch.tensor(values, dtype=torch.float64)[:, None, None])
         self.weights = weights
-
-    def view(self, y: Tensor) -> Tensor:
-        """The grey image clamped to [-1, 1]."""
-        return as_picture(y)

@@ -40,6 +40,7 @@ class _Parts(Operator):
         self.picklable = all(op.picklable for op in parts)  # type: ignore[misc]
         self.straight_through = any(op.straight_through for op in parts)
         self.complex_signals = all(op.complex_signals for op in parts)
+        self.takes_light = all(op.takes_light for op in parts)
         bound = {op.ids for op in parts if op.ids is not None}
         if len(bound) > 1:
             raise ValueError(f"the parts are bound to different image ids: {', '.join(map(str, bound))}")
@@ -62,10 +63,6 @@ class _Parts(Operator):
     def for_ids(self, ids: Sequence[int | str]) -> Operator:
         """The operator for a batch with these image ids: each part's."""
         return self._over(lambda op: op.for_ids(ids))
-
-    def extra_repr(self) -> str:
-        """The shapes, for `print`; the parts follow as submodules."""
-        return f"{self.image_shape} -> {self.measurement_shape}"
 
 
 class ComposedOperator(_Parts):

@@ -20,6 +20,8 @@ class HDR(Operator):
     Raises ValueError if scale is not a finite number > 0.
     """
 
+    takes_light = False
+
     def __init__(self, image_shape: Sequence[int], scale: float = 2.0) -> None:
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(f"scale must be a finite number > 0, got {scale!r}")

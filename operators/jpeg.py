@@ -67,6 +67,7 @@ class JPEG(Operator):
     """
 
     straight_through = True
+    takes_light = False
 
     def __init__(self, image_shape: Sequence[int], quality: int = 10) -> None:
         channels, height, width = shape_of(image_shape, 3)

@@ -39,6 +39,7 @@ class NonlinearBlur(Operator):
     Raises ValueError for what `Blur` refuses, and for gamma or exposure that are not finite and > 0.
     """
 
+    takes_light = False
     toe = 0.05
     knee = 10.0
 

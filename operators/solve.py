@@ -51,7 +51,7 @@ def _iterate(system: Map, b: Tensor, start: Tensor | None, tol: float, max_iter:
         worst = float((rr / _inner(b, b)).sqrt().max())
         raise RuntimeError(
             f"conjugate gradients reached a relative residual of {worst:.2e} after {max_iter} iterations, asked for {tol:.0e};"
-            " raise max_iter or tol of the operator"
+            " allow more iterations (max_iter) or a larger tol"
         )
     return x
 

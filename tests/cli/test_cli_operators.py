@@ -138,13 +138,27 @@ class TestShow:
         counted = _pictures(op, PoissonNoise(1e-9), x, 0, "a")
         for few, without in zip((counted[1], counted[3]), (seen, inverse), strict=True):
             assert torch.allclose(few.content, without.content, atol=1e-3)
+        # What is not negative is shown from black.
+        back = op.A_adjoint(op.A((x + 1) / 2))[0]
+        assert torch.allclose(counted[2].content, 2 * back / back.max() - 1, atol=1e-3) and "[0, 1]" in counted[2].caption
+
+    def test_an_iterative_inverse_of_noisy_data_is_found_in_few_steps(self, photo, work):
+        from invsolve.operator_cli import _pictures
+        from operators import GaussianNoise, Tomography
+
+        op = Tomography((3, 16, 16), views=15)
+        op.max_iter = 60
+        x = torch.rand(1, 3, 16, 16, dtype=torch.float64)
+        inverse = _pictures(op, GaussianNoise(0.05), x, 0, "a")[3]
+        assert inverse.content is not None and "stopped\nat a residual of 0.01" in inverse.caption
+        assert float((inverse.content - x[0]).norm()) < 0.5 * float(x.norm())
 
     def test_an_inverse_that_is_not_found_is_said(self, photo, work):
         from invsolve.operator_cli import _pictures
         from operators import GaussianNoise, from_callable
 
         op = from_callable(lambda x: x.cumsum(-1), (3, 16, 16), linear=True)
-        op.max_iter = 2
+        op.max_iter = 1
         pictures = _pictures(op, GaussianNoise(0.1), torch.rand(1, 3, 16, 16, dtype=torch.float64), 0, "a")
         assert pictures[3].content is None and "conjugate gradients reached" in pictures[3].caption
 

@@ -6,13 +6,18 @@ import pytest
 import torch
 
 from operators import (
+    HDR,
+    JPEG,
     NOISES,
     ComplexGaussianNoise,
+    GaussianBlur,
     GaussianNoise,
     Identity,
     Inpainting,
+    Operator,
     PoissonGaussianNoise,
     PoissonNoise,
+    StructuredSensing,
     SuperResolution,
     find,
     from_callable,
@@ -136,6 +141,31 @@ def test_rows_depend_on_their_id_only(noise: float) -> None:
         assert torch.equal(together[b : b + 1], op.measure(x[b : b + 1], noise, seed=7, ids=[name]))
     assert torch.equal(op.measure(x, noise), op.measure(x, noise, ids=[0, 1, 2]))
     assert not torch.equal(together, op.measure(x, noise, seed=8, ids=["a", 4, "c"]))
+
+
+@pytest.mark.parametrize(
+    ("op", "message"),
+    [
+        (HDR((3, 8, 8)), "HDR takes images in"),
+        (JPEG((3, 8, 8)) @ GaussianBlur((3, 8, 8), 1.0), "ComposedOperator takes images in"),
+        (StructuredSensing((3, 8, 8), 90), r"non-negative measurement; \d+% of StructuredSensing's would be lost"),
+        (from_callable(lambda x: torch.fft.fft2(x), (3, 8, 8), linear=True), "gives a complex one"),
+    ],
+)
+@pytest.mark.parametrize("noise", [PoissonNoise(0.01), PoissonGaussianNoise(0.01, 0.1)])
+def test_counts_of_what_is_not_light_are_refused(op: Operator, message: str, noise: PoissonNoise) -> None:
+    x = torch.rand(2, 3, 8, 8, generator=generator(0), dtype=torch.float64)
+    with pytest.raises(ValueError, match=message):
+        op.measure(2 * x - 1, noise)
+
+
+def test_counts_through_bicubic_lobes() -> None:
+    """A single bright pixel is the worst case; its negative lobes are cut off, not refused."""
+    op, x = SuperResolution((1, 32, 32), 2), -torch.ones(1, 1, 32, 32, dtype=torch.float64)
+    x[..., 16, 16] = 1
+    rate = op.A((x + 1) / 2)
+    assert float(rate.min()) < 0
+    assert torch.allclose(op.measure(x, PoissonNoise(1e-9)), rate.clamp(min=0), atol=1e-4)
 
 
 def test_global_generator_is_untouched() -> None:

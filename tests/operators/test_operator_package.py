@@ -312,3 +312,16 @@ class TestWrapping:
             op = as_operator(physics)
             assert isinstance(op, LinearOperator)
             assert op.closed_form is closed
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_weight_of_zero_leaves_z_alone(name: str) -> None:
+    op = CASES[name]().select(torch.tensor([0]))
+    if not op.linear:
+        return
+    z = rand(2, *op.image_shape)
+    y = op.A(rand(2, *op.image_shape).flip(-1))
+    assert torch.equal(op.prox_l2(z, y, 0.0), z)
+    mixed = op.prox_l2(z, y, torch.tensor([0.0, 2.0]))
+    assert torch.equal(mixed[:1], z[:1])
+    assert (mixed[1:] - op.prox_l2(z[1:], y[1:], 2.0)).norm() < 1e-8 * mixed.norm()

@@ -18,6 +18,7 @@ CASES: dict[str, Callable[[], Operator]] = {
     "deepinv blur reflect": lambda: as_operator(dinv.Blur(rand(1, 1, 3, 3).float() / 5, padding="reflect"), (1, 6, 7)),
     "deepinv downsampling": lambda: as_operator(dinv.Downsampling((1, 16, 16), filter="bilinear", factor=2)),
     "deepinv downsampling, filter larger than image": lambda: as_operator(dinv.Downsampling((1, 8, 8), filter="gaussian", factor=2)),
+    "deepinv decolorize": lambda: as_operator(dinv.Decolorize(), (3, 5, 6)),
     "deepinv mri": lambda: as_operator(dinv.MRI(mask=(rand(8, 6) > 0.5).float(), img_size=(8, 6))),
     "deepinv multicoil mri": lambda: as_operator(
         dinv.MultiCoilMRI(mask=(rand(6, 6) > 0.4).float(), coil_maps=torch.complex(rand(3, 6, 6), rand(3, 6, 6)).cfloat(), img_size=(6, 6))
