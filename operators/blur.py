@@ -27,11 +27,12 @@ class Blur(LinearOperator):
     `boundary`: pixels beyond the border repeat the image ("circular"), mirror it about the border pixels ("reflect", DPS's
     padding: Chung et al., arXiv:2209.14687), are 0 ("zero"), or are never needed ("valid": only pixels whose whole
     neighbourhood lies in the image are measured, (H - kh + 1, W - kw + 1)). A and A^T are exact transposes for each. Prox and
-    pseudo-inverse are in closed form for "circular" (by FFT; kernels larger than the image wrap), by conjugate gradients
+    pseudo-inverse are in closed form for "circular" (by FFT), by conjugate gradients
     for the others. Buffer `map.kernel`. `GaussianBlur` has closed forms for every boundary.
 
     Raises ValueError for an unknown kernel or boundary, options of another kernel or out of range, a file that cannot be
-    read, a kernel that is not a real, finite, nonzero matrix, and a kernel too large for "reflect" or "valid".
+    read, a kernel that is not a real, finite, nonzero matrix, and a kernel larger than the image (for "reflect": one that
+    reaches as far as a side). `operators.convolution.CircularConvolution` wraps kernels of any size.
     """
 
     def __init__(
@@ -49,6 +50,10 @@ class Blur(LinearOperator):
     ) -> None:
         options = {"taps": taps, "intensity": intensity, "std": std, "angle": angle, "radius": radius, "normalise": normalise}
         weights = make_kernel(kernel, seed, **options)
+        _, height, width = shape_of(image_shape, 3)
+        if boundary in ("circular", "zero") and (weights.shape[0] > height or weights.shape[1] > width):
+            shown = "x".join(map(str, weights.shape))
+            raise ValueError(f"a kernel of {shown} is larger than the image of {height}x{width}; take fewer taps or a larger image")
         convolution: CircularConvolution | Convolution
         if boundary == "circular":
             convolution = CircularConvolution(image_shape, weights)

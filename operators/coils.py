@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from operators.files import read_array
 from operators.fourier import fft2c, ifft2c
 from operators.streams import generator
 
@@ -81,23 +81,10 @@ def coil_maps_of(maps: str | Path | Tensor, height: int, width: int) -> Tensor:
 
     Raises ValueError if there is no such file, if the maps are real, of another size, or not finite.
     """
-    if isinstance(maps, Tensor):
-        found, name = maps.detach().cpu(), "the tensor of coil maps"
-    else:
-        path = Path(maps).expanduser()
-        if not path.is_file():
-            raise ValueError(f"no coil maps at {path}")
-        if path.suffix not in (".npy", ".pt"):
-            raise ValueError(f"{path}: coil maps are read from .npy or .pt files")
-        name = str(path)
-        found = torch.from_numpy(np.load(path, allow_pickle=False)) if path.suffix == ".npy" else torch.load(path, weights_only=True)
-    if not found.is_complex():
-        raise ValueError(f"{name} is real ({found.dtype}); coil maps are complex (N, H, W)")
+    found, name = read_array(maps, "coil map", images=False, complex_values=True)
     if found.ndim != 3 or tuple(found.shape[1:]) != (height, width):
         raise ValueError(f"{name} has shape {tuple(found.shape)}; coil maps (N, {height}, {width}) are needed, of the size of the image")
-    if not bool(found.isfinite().all()):
-        raise ValueError(f"{name} holds values that are not finite")
-    return found.to(torch.complex128)
+    return found
 
 
 def sensitivities(height: int, width: int, coils: str, n_coils: int, maps: str | Path | Tensor | None, seed: int) -> Tensor:

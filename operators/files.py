@@ -31,13 +31,16 @@ def _plain_tensor(path: Path) -> Tensor:
     return loaded
 
 
-def read_array(source: str | Path | Tensor | np.ndarray, what: str, images: bool = True) -> tuple[Tensor, str]:
+def read_array(
+    source: str | Path | Tensor | np.ndarray, what: str, images: bool = True, complex_values: bool = False
+) -> tuple[Tensor, str]:
     """(array, its name for messages) of a tensor, an array, a .npy file, a .pt file with one tensor, or an image file.
 
-    Float64. Image files, taken if `images`, give their grey values between 0 (black) and 1 (white). `what` is the word for
-    the thing in messages, such as "kernel". Pickled code is never loaded.
+    Float64, or complex128 if `complex_values` are wanted. Image files, taken if `images`, give their grey values between
+    0 (black) and 1 (white). `what` is the word for the thing in messages, such as "kernel". Pickled code is never loaded.
 
-    Raises ValueError if there is no such file, it is of no known kind, or an entry is complex or not finite.
+    Raises ValueError if there is no such file, it is of no known kind, or an entry is complex (real, where
+    complex ones are wanted) or not finite.
     """
     if isinstance(source, (Tensor, np.ndarray)):
         found, name = torch.as_tensor(source).detach().cpu(), f"the {what} {'tensor' if isinstance(source, Tensor) else 'array'}"
@@ -54,6 +57,7 @@ def read_array(source: str | Path | Tensor | np.ndarray, what: str, images: bool
         except (UnidentifiedImageError, EOFError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
             known = "a .npy file of numbers nor a .pt file of one tensor" + (" nor an image" if images else "")
             raise ValueError(f"{path} is neither {known}") from error
-    if found.is_complex() or not bool(found.isfinite().all()):
-        raise ValueError(f"{name} must be real and finite, got {found.dtype} with {int((~found.isfinite()).sum())} bad entries")
-    return found.double().clone(), name
+    if found.is_complex() != complex_values or not bool(found.isfinite().all()):
+        kind = "complex" if complex_values else "real"
+        raise ValueError(f"{name} must be {kind} and finite, got {found.dtype} with {int((~found.isfinite()).sum())} bad entries")
+    return found.to(torch.complex128 if complex_values else torch.float64).clone(), name

@@ -46,6 +46,9 @@ def magnitude_picture(x: Tensor) -> Tensor:
 class ComplexImages(Operator):
     """Operators on complex images held as two channels: complex tensors are refused with a word on how to convert them."""
 
+    # k-space is no light that could be counted.
+    takes_light = False
+
     def _expect(self, t: Tensor, shape: tuple[int, ...] | None, name: str) -> None:
         if t.is_complex():
             raise ValueError(

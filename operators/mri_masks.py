@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from operators.files import read_array
 from operators.streams import generator
 
 _GAUSSIAN_STD = 0.2  # of the Gaussian densities, as a share of the side
@@ -194,16 +195,7 @@ def mask_of(mask: str | Path | Tensor, height: int, width: int) -> Tensor:
     Raises ValueError if there is no such file, for another shape (also for a batch of masks, which could be read as
     channels), and for values that are not finite.
     """
-    if isinstance(mask, Tensor):
-        found, name = mask.detach().cpu(), "the mask tensor"
-    else:
-        path = Path(mask).expanduser()
-        if not path.is_file():
-            raise ValueError(f"no mask file at {path}")
-        if path.suffix not in (".npy", ".pt"):
-            raise ValueError(f"{path}: a mask of k-space is read from .npy or .pt files")
-        name = str(path)
-        found = torch.from_numpy(np.load(path, allow_pickle=False)) if path.suffix == ".npy" else torch.load(path, weights_only=True)
+    found, name = read_array(mask, "mask", images=False)
     if found.ndim == 3 and found.shape[0] == 1:
         found = found[0]
     if tuple(found.shape) not in ((height, width), (width,)):
@@ -211,6 +203,4 @@ def mask_of(mask: str | Path | Tensor, height: int, width: int) -> Tensor:
             f"{name} has shape {tuple(found.shape)}, k-space has {(height, width)}; one mask (H, W), or one line pattern (W,), is needed,"
             " the same for both channels and every sample"
         )
-    if not bool(found.isfinite().all()):
-        raise ValueError(f"{name} holds values that are not finite")
     return (found != 0).double().expand(height, width).clone()

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from operators.ambiguity import nearest_equivalent
 from operators.base import Operator, pull_back, shape_of
+from operators.convolution import widened
 from operators.fourier import fft2c
 from operators.picture import as_picture
 from operators.streams import generator
@@ -48,6 +49,8 @@ class Phaseless(Operator):
             raise ValueError(f"range must be 'signed' (x in [-1, 1]) or 'unit' ((x + 1)/2 in [0, 1]), got {range!r}")
         super().__init__(image_shape, measurement_shape)
         self.output, self.range = output, range
+        # With range="unit" A converts from [-1, 1] itself.
+        self.takes_light = range == "signed"
 
     # -- what a subclass writes -------------------------------------------------------------------------------------------
 
@@ -79,9 +82,9 @@ class Phaseless(Operator):
         return torch.view_as_complex(self._as(name, like))
 
     def _forward(self, x: Tensor) -> Tensor:
-        f = self.field(self.to_object(x))
+        f = self.field(self.to_object(widened(x)))
         # |f| by torch.abs has the gradient 0 at 0; a square root of the intensity would have NaN.
-        return f.real.square() + f.imag.square() if self.output == "intensity" else f.abs()
+        return (f.real.square() + f.imag.square() if self.output == "intensity" else f.abs()).to(x.dtype)
 
     def view(self, y: Tensor) -> Tensor:
         """Logarithm of the magnitude over three decades, the largest of each sample white; several patterns are tiled."""

@@ -46,12 +46,10 @@ def test_valid_blur_is_scipys(name: str) -> None:
 
 
 def test_kernels_larger_than_the_image() -> None:
-    """scipy repeats or cuts as often as needed, on an image tiled (or padded) far beyond the kernel."""
+    """A periodic image repeats as often as needed; scipy on an image tiled far beyond the kernel."""
     x, kernel = image(5, 6), image(17, 20)
     tiled = scipy.ndimage.convolve(np.tile(x, (9, 9)), kernel.numpy(), mode="constant")[20:25, 24:30]
-    assert np.abs(Blur((1, 5, 6), kernel=kernel).A(x[None, None])[0, 0].numpy() - tiled).max() < 1e-12
-    padded = scipy.ndimage.convolve(np.pad(x, 20), kernel.numpy(), mode="constant")[20:-20, 20:-20]
-    assert np.abs(Blur((1, 5, 6), kernel=kernel, boundary="zero").A(x[None, None])[0, 0].numpy() - padded).max() < 1e-12
+    assert np.abs(CircularConvolution((1, 5, 6), kernel).A(x[None, None])[0, 0].numpy() - tiled).max() < 1e-12
 
 
 def test_it_is_a_convolution_not_a_correlation() -> None:
@@ -289,6 +287,8 @@ REFUSALS = [
     (lambda: Blur((1, 8, 8), kernel=torch.full((2, 2), torch.nan)), "finite.*4 bad"),
     (lambda: Blur((1, 8, 8), kernel=torch.ones(2, 2, dtype=torch.cfloat)), "real and finite, got torch.complex64"),
     (lambda: Blur((1, 8, 8), kernel=torch.tensor([[1.0, -1.0]]), normalise=True), "sums to 0"),
+    (lambda: Blur((1, 8, 8), taps=9), "9x9 is larger than the image of 8x8"),
+    (lambda: Blur((1, 8, 8), boundary="zero", taps=9), "9x9 is larger than the image of 8x8"),
     (lambda: Blur((1, 8, 8), boundary="valid", taps=9), "9x9 is larger than the image of 8x8"),
     (lambda: Blur((1, 16, 8), boundary="reflect", taps=17), "17x17 reaches too far to reflect an image of 16x8.*exceed 8"),
     (lambda: GaussianBlur((1, 8, 8), boundary="valid"), "at least the kernel's 25 taps, got 8"),
