@@ -39,6 +39,10 @@ key=value changes the configuration: `sampler=unconditional` picks another compo
 """
 
 
+# Residuals in units of the noise beyond this are no rounding of a fit.
+_MISFIT = 2.0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 1 (something failed while running), 2 (the request cannot be run)."""
     options = _parser().parse_args(arguments)
@@ -140,6 +144,11 @@ def _report(result: RunResult, seconds: float) -> None:
             if values[0] is not None:
                 digits = 2 if metric != "ssim" else 3
                 print(f"  {label:<20}" + "".join(f"{value:>14.{digits}f}" for value in values if value is not None))
+        misfit = mean_of(result.rows, "residual", False)
+        if misfit is not None and misfit > _MISFIT:
+            print(
+                f"the samples do not fit y (residual / noise {misfit:.1f}, about 1 is expected): more steps or stronger guidance may help"
+            )
     if result.sampled:
         calls = (result.calls or {}).get("forward", 0)
         each = f", {calls} network calls, {1000 * result.seconds / calls:.1f} ms per call" if calls else ""

@@ -120,7 +120,7 @@ class Monitor:
             reading.event.synchronize()
         largest, misfit = reading.values.tolist()
         if self.bar is not None and self.target.likelihood is not None:
-            self.bar.set_postfix_str(f"residual {sum(misfit) / len(misfit):.2f}", refresh=False)
+            self.bar.set_postfix_str(f"residual/noise {sum(misfit) / len(misfit):.2f}", refresh=False)
         t = reading.move.t
         # Under way a guided trajectory may swing; its last iterate is the result.
         limit = 30 * self.magnitude if reading.move.last else 100 * (max(t.alpha, 1.0) * self.magnitude + t.sigma)

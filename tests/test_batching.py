@@ -103,7 +103,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(sampler, stop_at,
     result = run(sampler, posterior, observe=lambda e: resumed.append(e.index), checkpoint=file, checkpoint_every=3, **options)
     assert torch.equal(result, expected)
     steps = len(sampler.plan(STEPS)) if hasattr(sampler, "plan") else 20
-    assert len(resumed) == 4 * steps - (stop_at - 1) // steps * steps - (stop_at - 1) % steps // 3 * 3, "finished steps must not be done again"
+    assert len(resumed) == 4 * steps - (stop_at - 1) // steps * steps - (stop_at - 1) % steps // 3 * 3, (
+        "finished steps must not be done again"
+    )
     again = []
     assert torch.equal(run(sampler, posterior, observe=lambda e: again.append(e), checkpoint=file, n=2), expected)
     assert not again
