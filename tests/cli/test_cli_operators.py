@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 
 from invsolve.config import load, show
 from operators import GaussianBlur, SuperResolution
@@ -32,14 +33,6 @@ class Wrong(GaussianBlur):
 def mine(work):
     (work / "mine.py").write_text(MINE)
     return "mine.py"
-
-
-def refused(outcome, *fragments):
-    assert outcome.code == 2, outcome
-    lines = outcome.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("invsolve: error: "), outcome.err
-    for fragment in fragments:
-        assert fragment in lines[0], lines[0]
 
 
 class TestCheck:

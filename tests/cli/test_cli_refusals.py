@@ -3,18 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 
 from invsolve.config import ConfigError
 from invsolve.run import Divergence
-
-
-def refused(outcome, *fragments):
-    assert outcome.code == 2, outcome
-    lines = outcome.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("invsolve: error: "), outcome.err
-    for fragment in fragments:
-        assert fragment in lines[0], lines[0]
-
 
 CASES = {
     "unknown key": (["sampler.zetta=1"], ["unknown key sampler.zetta", "did you mean sampler.zeta?", "dps takes: zeta, variant"]),
