@@ -50,7 +50,8 @@ def fingerprint(
         _feed(digest, value)
         return digest.hexdigest()
 
-    prior, likelihood = target.prior, target.likelihood
+    # Behind a decoder stands the likelihood of images.
+    prior, likelihood = target.prior, getattr(target.likelihood, "inner", target.likelihood)
     operator, known = getattr(likelihood, "operator", None), getattr(prior, "weights_sha256", "")
     behaviour = None
     if operator is not None:

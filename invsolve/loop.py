@@ -72,7 +72,7 @@ def sample(
         signal = _signal_shape(target, shape)
         device, dtype = _where(target, dtype)
         if target.likelihood is not None:
-            target = Posterior(target.prior, _moved(target.likelihood, device, dtype))
+            target = Posterior(target.prior, _moved(target.likelihood, device, dtype)).in_prior_space()
         names = _ids(target, ids)
         rows: list[Row] = [(i, k) for i in names for k in range(n)]
         plan = getattr(sampler, "plan", None)
@@ -178,7 +178,7 @@ def _signal_shape(target: Posterior, shape: Sequence[int] | None) -> tuple[int, 
 
 def _where(target: Posterior, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
     y = getattr(target.likelihood, "y", None)
-    own = getattr(target.prior, "mean", None)
+    own = getattr(getattr(target.prior, "prior", target.prior), "mean", None)
     follows = y if y is not None else own if isinstance(own, Tensor) else torch.empty(())
     device = getattr(target.prior, "device", None) or follows.device
     fixed = getattr(target.prior, "dtype", None)

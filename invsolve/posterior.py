@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invsolve.likelihoods import GaussianLikelihood
+from invsolve.likelihoods import GaussianLikelihood, PulledBack
 from invsolve.priors.analytic import GaussianMixturePrior, GaussianPrior, StationaryGaussianPrior
 from invsolve.priors.base import Prior
+from invsolve.priors.latent import LatentPrior, LinearAutoencoder
+from operators import Matrix
 
 
 def _real(y: Tensor) -> Tensor:
@@ -31,13 +33,22 @@ class Posterior:
         prior = choose(index) if choose else self.prior
         return replace(self, prior=prior, likelihood=self.likelihood.select(index) if self.likelihood is not None else None)
 
+    def in_prior_space(self) -> Posterior:
+        """The posterior of what the prior is over: with a latent prior, the likelihood pulled back through the decoder."""
+        if not isinstance(self.prior, LatentPrior) or self.likelihood is None or isinstance(self.likelihood, PulledBack):
+            return self
+        return replace(self, likelihood=PulledBack(self.likelihood, self.prior.decode))
+
     def exact(self) -> GaussianPrior | GaussianMixturePrior:
         """The exact posterior under a Gaussian or mixture prior and a linear Gaussian likelihood.
 
         It is again a Gaussian (mixture), with `.mean`, `.cov`, `.draw(n, seed)`, `.weights`, `.means`, `.covs`, and it is
         itself a prior whose denoiser is that of the posterior. Means and weights have a row for each row of y. Computed in
-        the dtype of the prior (float64 is meant). Raises TypeError for any other posterior and ValueError if sigma = 0.
+        the dtype of the prior (float64 is meant). With a latent prior behind a `LinearAutoencoder` it is the distribution of
+        the image decode(z). Raises TypeError for any other posterior and ValueError if sigma = 0.
         """
+        if isinstance(self.prior, LatentPrior):
+            return self._exact_of_images()
         prior, likelihood = self.prior, self.likelihood
         if isinstance(prior, StationaryGaussianPrior):
             prior = prior.dense()
@@ -73,3 +84,25 @@ class Posterior:
         log_evidence = -0.5 * white.square().sum(1).mT - torch.linalg.diagonal(root).log().sum(-1)
         weights = torch.softmax(prior._weights.log() + log_evidence, dim=1)
         return GaussianMixturePrior(weights, posterior_means.unflatten(-1, shape), posterior_covs, shape)
+
+    def exact_of_code(self) -> GaussianPrior | GaussianMixturePrior:
+        """As `exact`, of the code z of a latent prior behind a `LinearAutoencoder`. Raises TypeError for any other prior."""
+        if not isinstance(self.prior, LatentPrior) or not isinstance(self.prior.autoencoder, LinearAutoencoder):
+            raise TypeError("the exact posterior of a code needs a LatentPrior whose autoencoder is a LinearAutoencoder")
+        if not isinstance(self.likelihood, GaussianLikelihood) or not self.likelihood.operator.linear:
+            raise TypeError("exact() needs a Gaussian likelihood with a linear operator")
+        linear, operator = self.prior.autoencoder, self.likelihood.operator
+        columns = _real(operator.A(linear.W.mT.unflatten(1, linear.image_shape))).flatten(1)
+        constant = _real(operator.A(linear.offset.view(1, *linear.image_shape))).flatten(1)
+        code_shape = linear.latent_shape(linear.image_shape)
+        of_code = GaussianLikelihood(Matrix(columns.mT, code_shape), _real(self.likelihood.y).flatten(1) - constant, self.likelihood.sigma)
+        return Posterior(self.prior.prior, of_code).exact()
+
+    def _exact_of_images(self) -> GaussianPrior | GaussianMixturePrior:
+        code = self.exact_of_code()
+        linear: LinearAutoencoder = self.prior.autoencoder  # type: ignore[attr-defined]
+        covs = linear.W @ code.covs @ linear.W.mT
+        means = code._means @ linear.W.mT + linear.offset
+        if isinstance(code, GaussianPrior):
+            return GaussianPrior(means[:, 0].unflatten(-1, linear.image_shape), covs[0], linear.image_shape)
+        return GaussianMixturePrior(code.weights, means.unflatten(-1, linear.image_shape), covs, linear.image_shape)

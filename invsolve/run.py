@@ -260,7 +260,7 @@ class _Job:
 
     def _calls(self) -> dict[str, int] | None:
         calls = getattr(self.prior, "calls", None)
-        return None if calls is None else {"forward": int(calls.forward), "backward": int(calls.backward)}
+        return None if calls is None else dict(vars(calls))
 
 
 def _usable(name: str) -> torch.device:

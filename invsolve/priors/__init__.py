@@ -2,6 +2,7 @@
 
 from invsolve.priors.analytic import GaussianMixturePrior, GaussianPrior, StationaryGaussianPrior
 from invsolve.priors.base import PixelPrior, Prior
+from invsolve.priors.latent import LatentPrior, LinearAutoencoder
 from invsolve.priors.loading import load_prior, resolve_device
 from invsolve.priors.network import NetworkPrior, TrainingTable
 from invsolve.resources import shipped_priors
@@ -9,6 +10,8 @@ from invsolve.resources import shipped_priors
 __all__ = [
     "GaussianMixturePrior",
     "GaussianPrior",
+    "LatentPrior",
+    "LinearAutoencoder",
     "NetworkPrior",
     "PixelPrior",
     "Prior",

@@ -24,10 +24,12 @@ Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 
 @dataclass
 class Calls:
-    """How often the network ran; reading it never touches the device."""
+    """How often the network ran, and the autoencoder of a latent prior; reading it never touches the device."""
 
     forward: int = 0
     backward: int = 0
+    encode: int = 0
+    decode: int = 0
 
 
 @dataclass(frozen=True)

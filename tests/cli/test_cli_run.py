@@ -220,7 +220,7 @@ def test_poisson_noise_and_every_operator(small, cli, work):
 def test_python_api_takes_a_ready_prior(small, prior):
     lines = []
     result = run.run(load(small, ["data.indices=0"]), prior=prior, say=lines.append)
-    assert result.sampled == ["a"] and result.calls == {"forward": 8, "backward": 0}
+    assert result.sampled == ["a"] and result.calls == {"forward": 8, "backward": 0, "encode": 0, "decode": 0}
     assert lines == ["inpainting, Gaussian noise, sigma 0.05 where images span [-1, 1] = 0.025 where they span [0, 1]"]
     assert run.run(load(small, ["data.indices=0"]), prior=prior, say=lines.append).skipped == ["a"] and len(lines) == 2
 
