@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -58,15 +58,44 @@ def project(x: Tensor) -> Tensor:
     return x.flatten(1) @ probes(tuple(x.shape[1:]), x.dtype, x.device)[1].mT
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """What the state of a chain gathers of the draws that it keeps.
+
+    mean (B, *X), m2 (B, *X, sum of squared deviations) and trace (B, draws, P, the values of `probes`).
+    """
+
+    statistics: ClassVar[tuple[str, ...]] = ("mean", "m2", "trace")
+
+    mean: Tensor | None = None
+    m2: Tensor | None = None
+    trace: Tensor | None = None
+
+
 def nothing(x: Tensor) -> dict[str, Tensor]:
     """The fields mean, m2 and trace of a state whose chains (B, *X) have kept no draw."""
     count = len(probes(tuple(x.shape[1:]), x.dtype, x.device)[0])
     return {"mean": torch.zeros_like(x), "m2": torch.zeros_like(x), "trace": x.new_zeros((len(x), 0, count))}
 
 
+def draw_number(step: int, steps: int, burn_in: float, thinning: int | None) -> int:
+    """Which draw (1, 2, ...) the `step`-th of `steps` is, if one in `thinning` after the burn-in is kept; 0 if it is not kept.
+
+    burn_in is a share of the steps; thinning None keeps about 2000. Raises ValueError if none of the steps would be kept.
+    """
+    burnt = int(burn_in * steps)
+    if (thinning or 1) > steps - burnt:
+        raise ValueError(f"thinning={thinning}; none of the {steps - burnt} steps after the burn-in would be kept")
+    count, rest = divmod(step - burnt, thinning or max(1, (steps - burnt) // 2000))
+    return count if count > 0 and rest == 0 else 0
+
+
 def keep(state: Any, count: int) -> Any:
-    """The state with its iterate x as the `count`-th draw that is kept, in mean, m2 and trace (the state if it has none)."""
-    if state.trace is None:
+    """The state with its iterate x as the `count`-th draw that is kept, in mean, m2 and trace.
+
+    The state as it is for count = 0, and where it has no statistics.
+    """
+    if state.trace is None or count == 0:
         return state
     mean, m2 = welford(state.mean, state.m2, state.x, count)
     return dataclasses.replace(state, mean=mean, m2=m2, trace=torch.cat([state.trace, project(state.x)[:, None]], 1))

@@ -2,13 +2,15 @@
 
 A configuration has the sections prior, operator, noise, schedule, sampler and data (each a component chosen by ``name``
 and its values) and the settings of `Settings`. The constructors are the schema (`invsolve.schema`); files are merged by
-OmegaConf, so ``${noise.sigma}`` may be written wherever a value is repeated.
+OmegaConf, so ``${noise.sigma}`` may be written wherever a value is repeated. What a run does not say of its sampler, and the
+schedule where it names none, come from the sampler's file for the operator at hand (`invsolve.presets`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from invsolve import schema, tables
+from invsolve import presets, schema, tables
 from invsolve.resources import resource
 from invsolve.schema import ConfigError
 
@@ -68,11 +70,16 @@ _IMMATERIAL = ("device", "out", "batch", "memory_gb", "checkpoint_every", "progr
 
 @dataclass(frozen=True)
 class Component:
-    """One section: the class (or function) chosen by ``name`` in its group's table, and its checked ``values``."""
+    """One section: the class (or function) chosen by ``name`` in its group's table, and its checked ``values``.
+
+    ``advised`` are those of the values that a sampler's file held for the operator, ``found`` says how they were found.
+    """
 
     group: str
     name: str
     values: Mapping[str, Any]
+    advised: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    found: str = dataclasses.field(default="", compare=False)
 
     def build(self, **injected: Any) -> Any:
         """The object itself. What its constructor refuses becomes a ConfigError that names the section."""
@@ -105,7 +112,8 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     ``sampler=daps`` picks another component (the keys of the previous one are dropped), ``sampler.zeta=0.5`` sets a value.
     Components are picked before values are set, whatever the order; ``data.measurement=FILE`` alone picks the stored
-    measurement in place of the images. Raises ConfigError.
+    measurement in place of the images. Where neither the file nor an override names a schedule, it is the sampler's. Raises
+    ConfigError.
     """
     path = _find(str(name))
     tree = _read(path)
@@ -127,13 +135,20 @@ def assemble(
 
     ``source`` is what a message calls the place that ``tree`` came from, ``owner`` what takes the settings. Raises ConfigError.
     """
-    tree = dict(tree)
     picks, values = _parse(overrides, groups)
+    tree = {**tree, **picks}
+    advice = _advice(tree, values, source) if "sampler" in groups else presets.Advice()
+    if tree.get("schedule") is None and advice.schedule is not None:
+        tree["schedule"] = advice.schedule
     for group in groups:
-        tree[group] = _section(group, picks[group] if group in picks else tree.get(group), source)
+        tree[group] = _section(group, tree.get(group), source, advice.values if group == "sampler" else None)
     fields = schema.fields_of(settings)
     merged = _merge(tree, [_literal(text, tree, groups, fields) for text in values], groups)
     sections = {group: _component(group, merged.pop(group)) for group in groups}
+    if "sampler" in groups:
+        sampler = sections["sampler"]
+        advised = {key: value for key, value in advice.values.items() if key != "name"}
+        sections["sampler"] = dataclasses.replace(sampler, advised=advised, found=advice.found(_plain(sampler.values)))
     for key in merged:
         if key not in fields:
             known = [*groups, *fields]
@@ -142,7 +157,7 @@ def assemble(
 
 
 def show(config: Config) -> str:
-    """The configuration as YAML that `load` reads, with the units of sigma as a comment."""
+    """The configuration as YAML that `load` reads; comments tell the units of sigma and how advised settings were found."""
     blocks = []
     for key, value in config.as_dict().items():
         text = OmegaConf.to_yaml(OmegaConf.create({key: value}))
@@ -150,6 +165,9 @@ def show(config: Config) -> str:
             line, sigma = f"  sigma: {value['sigma']}\n", value["sigma"]
             both = f"[0, 1] units; {2 * sigma:g} in [-1, 1]" if value.get("units") == "unit" else f"[-1, 1] units; {sigma / 2:g} in [0, 1]"
             text = text.replace(line, f"{line[:-1]}  # {both}\n")
+        if key in config.sections and config.sections[key].found:
+            told = " ".join(config.sections[key].found.split())
+            text = textwrap.fill(told, 120, initial_indent="# ", subsequent_indent="# ") + "\n" + text
         blocks.append(text)
     return "".join(blocks)
 
@@ -210,8 +228,31 @@ def _parse(overrides: Sequence[str], groups: Sequence[str]) -> tuple[dict[str, A
     return picks, values
 
 
-def _section(group: str, given: Any, source: str) -> dict[str, Any]:
-    """A section as a dict with a name, on top of the defaults in ``configs/<group>/<name>.yaml`` where that exists."""
+def _section(group: str, given: Any, source: str, below: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A section on top of ``below``, by default what stands in ``configs/<group>/<name>.yaml`` where that exists."""
+    values = _named(group, given, source)
+    name = values.pop("name")
+    return {"name": name} | dict(_file(group, name)[0] if below is None else below) | values
+
+
+def _advice(tree: Mapping[str, Any], values: Sequence[str], source: str) -> presets.Advice:
+    """What the sampler's file says for the operator of ``tree``, whose kind may be among the overrides ``values``."""
+    operator = _section("operator", tree.get("operator"), source)
+    kinds = [text.partition("=")[2] for text in values if text.startswith("operator.kind=")]
+    field = schema.fields_of(tables.resolve("operator", operator["name"])).get("kind")
+    kind = kinds[-1] if kinds else operator.get("kind", None if field is None else field.default)
+    file, path = _file("sampler", _named("sampler", tree.get("sampler"), source)["name"])
+    return presets.advise(file, operator["name"], kind if isinstance(kind, str) else None, path)
+
+
+def _file(group: str, name: str) -> tuple[dict[str, Any], str]:
+    """The contents and the path of ``configs/<group>/<name>.yaml``; nothing where there is no such file."""
+    file = tables.component_file(group, name) if "/" not in name else None
+    return ({}, "") if file is None else (_read(file), str(file))
+
+
+def _named(group: str, given: Any, source: str) -> dict[str, Any]:
+    """A section as it was given, as a dict with a name."""
     if given is None:
         raise ConfigError(f"{source} has no section {group}; its names are: {', '.join(tables.names(group))}")
     values = {"name": given} if isinstance(given, str) else given
@@ -222,8 +263,7 @@ def _section(group: str, given: Any, source: str) -> dict[str, Any]:
     name = values.get("name")
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{group}.name = {name!r}: expected one of {', '.join(tables.names(group))}")
-    file = tables.component_file(group, name) if "/" not in name else None
-    return {"name": name} | (_read(file) if file else {}) | {key: value for key, value in values.items() if key != "name"}
+    return dict(values)
 
 
 def _literal(override: str, tree: Mapping[str, Any], groups: Sequence[str], top_fields: Mapping[str, schema.Field]) -> str:

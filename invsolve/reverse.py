@@ -22,16 +22,18 @@ class Linearized(NamedTuple):
     fraction: Tensor | None
 
 
-def linearize(prior: Any, x: Tensor, t: Level) -> Linearized:
+def linearize(prior: Any, x: Tensor, t: Level, clip: bool = False) -> Linearized:
     """One forward pass of the prior at x (B, *X), which keeps what `pull` needs.
 
-    x0 and fraction are detached; the graph is freed by the first `pull`.
+    x0 and fraction are detached; the graph is freed by the first `pull`. clip: x0 is clamped to [-1, 1] inside the graph, so
+    that clamped entries transmit no gradient.
     """
     # Also where the caller runs under inference mode, whose tensors autograd refuses.
     with torch.inference_mode(False), torch.enable_grad():
         x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
         with_variance = getattr(prior, "denoise_with_variance", None)
         x0, fraction = with_variance(x, t) if with_variance else (prior.denoise(x, t), None)
+        x0 = x0.clamp(-1, 1) if clip else x0
 
     def pull(v: Tensor) -> Tensor:
         (grad,) = torch.autograd.grad(x0, x, v)

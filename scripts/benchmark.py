@@ -4,9 +4,9 @@
     python scripts/benchmark.py --size 256 --precision bf16 --device cuda --json runs/bench.json
 
 In every round each contender runs the same number of steps in turn, on the same network, operator and batch. A ratio is
-its time over that of the bare network calls (one forward and one backward pass a step, or one forward for the
-unconditional sampler) of the same round; the table shows the median and the range over rounds. Peers, where installed:
-deepinv's DPS and azula's DPS (pip install deepinv azula), each in its default setting but for the steps.
+its time over that of as many bare calls of the network as it made (forward passes, and forward with backward passes) in
+the same round; the table shows the median and the range over rounds. Peers, where installed: deepinv's DPS and azula's DPS
+(pip install deepinv azula), each in its default setting but for the steps, with one forward and one backward pass a step.
 
 Kernels are counted by dispatch: every operation that is neither a view nor an allocation, outside network and operator,
 averaged over a run of 100 steps. Host reads are calls that bring values to Python (item, tolist, cpu, numpy, bool), likewise;
@@ -16,6 +16,7 @@ on CUDA the loop copies them asynchronously, and the synchronisations that torch
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import json
 import statistics
@@ -33,11 +34,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from invsolve import Posterior, load_prior, sample
 from invsolve.likelihoods import GaussianLikelihood
 from invsolve.priors import NetworkPrior
-from invsolve.samplers import DPS, Unconditional
-from invsolve.schedules import DDPM
+from invsolve.samplers import DAPS, DPS, MCG, PnPULA, Unconditional
+from invsolve.schedules import DDPM, Karras
 from operators import Inpainting
 
 SIGMA = 0.05
+COUNTED_STEPS = 100
 SYNCS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "_unique2"}
 NOT_KERNELS = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "alias", "lift_fresh", "set_"}
 
@@ -117,7 +119,7 @@ def uncounted(count: DispatchCount) -> torch.nn.Module:
     return Network()
 
 
-def count_dispatches(prior: NetworkPrior, operator: Any, y: Tensor, sampler: Any, steps: int) -> tuple[float, float]:
+def count_dispatches(prior: NetworkPrior, operator: Any, y: Tensor, sampler: Any, schedule: Any) -> tuple[float, float]:
     """(kernels, synchronisations) per step outside network and operator, averaged over a run."""
     count = DispatchCount()
     light = NetworkPrior(uncounted(count), prior.table, prior.prediction)
@@ -134,17 +136,32 @@ def count_dispatches(prior: NetworkPrior, operator: Any, y: Tensor, sampler: Any
 
     for name in ("A", "A_adjoint"):
         setattr(quiet, name, uncounted_call(getattr(type(operator), name)))
-    target, schedule = Posterior(light, likelihood), DDPM(steps=steps)
+    target = Posterior(light, likelihood)
     sample(sampler, target, schedule, ids=range(len(y)), progress=False)  # what is done once a process is not of a step
     with count.reads(), count:
         sample(sampler, target, schedule, ids=range(len(y)), progress=False)
     likelihood.operator.__class__ = quiet.__mro__[1]
-    return count.kernels / steps, count.syncs / steps
+    return count.kernels / COUNTED_STEPS, count.syncs / COUNTED_STEPS
 
 
-def contenders(prior: NetworkPrior, operator: Any, y: Tensor, steps: int) -> dict[str, tuple[str, Callable[[], Any]]]:
-    """name -> (which bare calls it is compared with, a function that runs `steps` steps)."""
-    posterior, schedule, ids = Posterior(prior, GaussianLikelihood(operator, y, SIGMA)), DDPM(steps=steps), range(len(y))
+FORWARD, BOTH = "network forward", "network forward + backward"
+
+
+def samplers(steps: int) -> dict[str, tuple[Any, Any]]:
+    """name -> (sampler, schedule), each with about `steps` steps."""
+    return {
+        "unconditional DDIM": (Unconditional(kernel="ddim"), DDPM(steps=steps)),
+        "DPS": (DPS(), DDPM(steps=steps)),
+        "MCG": (MCG(), DDPM(steps=steps)),
+        "DAPS": (DAPS(prior_std=0.15), Karras(steps, 10.0, 0.02)),
+        # L is given, for its estimate costs network calls once a chain, not once a step.
+        "PnP-ULA": (PnPULA(steps=steps, lipschitz=1.0, start="pseudo_inverse"), DDPM(steps=steps)),
+    }
+
+
+def contenders(prior: NetworkPrior, operator: Any, y: Tensor, steps: int) -> dict[str, tuple[int, int, Callable[[], Any]]]:
+    """name -> (its forward passes, how many of them have a backward pass, a function that runs it)."""
+    posterior, ids = Posterior(prior, GaussianLikelihood(operator, y, SIGMA)), range(len(y))
     x = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
 
     def forward() -> None:
@@ -157,19 +174,19 @@ def contenders(prior: NetworkPrior, operator: Any, y: Tensor, steps: int) -> dic
             inside = x.detach().requires_grad_()
             torch.autograd.grad(prior._forward(inside, 500.0)[0], inside, x)
 
-    runs: dict[str, tuple[str, Callable[[], Any]]] = {
-        "network forward": ("network forward", forward),
-        "network forward + backward": ("network forward + backward", both),
-        "invsolve unconditional DDIM": (
-            "network forward",
-            lambda: sample(Unconditional(kernel="ddim"), posterior, schedule, ids=ids, progress=False),
-        ),
-        "invsolve DPS": ("network forward + backward", lambda: sample(DPS(), posterior, schedule, ids=ids, progress=False)),
-    }
+    runs: dict[str, tuple[int, int, Callable[[], Any]]] = {FORWARD: (steps, 0, forward), BOTH: (steps, steps, both)}
+    for name, (sampler, schedule) in samplers(steps).items():
+
+        def run(sampler: Any = sampler, schedule: Any = schedule) -> None:
+            sample(sampler, posterior, schedule, ids=ids, progress=False)
+
+        before = copy.copy(prior.calls)
+        run()
+        runs[f"invsolve {name}"] = (prior.calls.forward - before.forward, prior.calls.backward - before.backward, run)
     if importlib.util.find_spec("azula"):
-        runs["azula DPS"] = ("network forward + backward", azula_dps(prior, operator, y, steps))
+        runs["azula DPS"] = (steps, steps, azula_dps(prior, operator, y, steps))
     if importlib.util.find_spec("deepinv"):
-        runs["deepinv DPS"] = ("network forward + backward", deepinv_dps(prior, operator, y, steps))
+        runs["deepinv DPS"] = (steps, steps, deepinv_dps(prior, operator, y, steps))
     return runs
 
 
@@ -209,11 +226,11 @@ def deepinv_dps(prior: NetworkPrior, operator: Any, y: Tensor, steps: int) -> Ca
     return lambda: model(y, physics)
 
 
-def measure(runs: dict[str, tuple[str, Callable[[], Any]]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def measure(runs: dict[str, tuple[int, int, Callable[[], Any]]], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each contender in each round, after one round of warming up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for k in range(rounds + 1):
-        for name, (_, run) in runs.items():
+        for name, (*_, run) in runs.items():
             if device.type == "cuda":
                 torch.cuda.synchronize()
             start = time.perf_counter()
@@ -270,16 +287,18 @@ def main() -> None:
     truth = torch.rand(args.batch, *shape, generator=torch.Generator().manual_seed(0)) - 0.5
     y = operator.measure(truth, SIGMA).to(prior.device)
     counts = {
-        "invsolve unconditional DDIM": count_dispatches(prior, operator, y, Unconditional(kernel="ddim"), 100),
-        "invsolve DPS": count_dispatches(prior, operator, y, DPS(), 100),
+        f"invsolve {name}": count_dispatches(prior, operator, y, sampler, schedule)
+        for name, (sampler, schedule) in samplers(COUNTED_STEPS).items()
     }
     operator = operator.to(prior.device)
     runs = contenders(prior, operator, y, args.steps)
     seconds = measure(runs, args.rounds, prior.device)
     rows = []
-    for name, (base, run) in runs.items():
-        ratios = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
-        row: dict[str, Any] = {"what": name, "ms_per_step": 1e3 * statistics.median(seconds[name]) / args.steps}
+    for name, (forward, backward, run) in runs.items():
+        bare = [((forward - backward) * f + backward * b) / args.steps for f, b in zip(seconds[FORWARD], seconds[BOTH], strict=True)]
+        ratios = [a / b for a, b in zip(seconds[name], bare, strict=True)]
+        row: dict[str, Any] = {"what": name, "forward": forward, "backward": backward}
+        row |= {"ms_per_step": 1e3 * statistics.median(seconds[name]) / args.steps}
         row |= {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
         if name in counts:
             reads = counts[name][1] if prior.device.type != "cuda" else cuda_syncs(run, args.steps)
@@ -290,11 +309,12 @@ def main() -> None:
         f"{args.prior} {args.size}x{args.size} batch {args.batch}, {args.steps} steps, {args.rounds} rounds, "
         f"{prior.device}, {args.precision}, {torch.get_num_threads()} threads"
     )
-    print(f"{'':28s} {'ms/step':>8s} {'ratio':>7s} {'range':>13s} {'kernels/step':>13s} {'reads/step':>11s} {'peak MB':>8s}")
+    print(f"{'':28s} {'calls':>9s} {'ms/step':>8s} {'ratio':>7s} {'range':>13s} {'kernels/step':>13s} {'reads/step':>11s} {'peak MB':>8s}")
     for row in rows:
         spread = f"{row['lowest']:.2f}-{row['highest']:.2f}"
         extra = f"{row['kernels']:13.1f} {row['syncs']:11.2f}" if "kernels" in row else f"{'':13s} {'':11s}"
-        print(f"{row['what']:28s} {row['ms_per_step']:8.1f} {row['ratio']:7.3f} {spread:>13s} {extra} {row['peak_mb']:8.0f}")
+        calls = f"{row['forward']}+{row['backward']}"
+        print(f"{row['what']:28s} {calls:>9s} {row['ms_per_step']:8.1f} {row['ratio']:7.3f} {spread:>13s} {extra} {row['peak_mb']:8.0f}")
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"settings": {k: str(v) for k, v in vars(args).items()}, "rows": rows}, indent=1))

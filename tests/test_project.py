@@ -24,6 +24,7 @@ LAYERS = [
     {"monitor", "checkpoint", "memory"},
     {"loop", "affine"},
     {"schema", "tables"},
+    {"presets"},
     {"config"},
     {"data", "data_mri", "panels", "outputs"},
     {"run", "operator_cli"},

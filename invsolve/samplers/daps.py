@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from invsolve.levels import Level, Move
 from invsolve.likelihoods import GaussianLikelihood
 from invsolve.lipschitz import curvature
 from invsolve.noise import NoiseSource
-from invsolve.samplers.base import State
+from invsolve.samplers.base import State, check_settings
 from invsolve.samplers.unconditional import Remembered, Unconditional
 from invsolve.schedules import Karras, moves
 
@@ -77,20 +77,9 @@ class DAPS:
     tau: float = 0.01
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for name in ("estimate", "ode_kernel", "inner", "likelihood"):
-            if getattr(self, name) not in get_args(hints[name]):
-                raise ValueError(f"{name}={getattr(self, name)!r}; one of {', '.join(get_args(hints[name]))} is needed")
-        for name in ("ode_steps", "inner_steps", "leapfrogs"):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
-                raise ValueError(f"{name}={getattr(self, name)!r}; a whole number >= 1 is needed")
-        for name in ("ode_sigma_min", "prior_std", "lr", "tau"):
-            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}={value}; a finite number > 0 is needed")
-        if not 0 < self.lr_min_ratio <= 1:
-            raise ValueError(f"lr_min_ratio={self.lr_min_ratio}; a number in (0, 1] is needed")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum={self.momentum}; a number in [0, 1) is needed")
+        check_settings(self, **dict.fromkeys(("ode_steps", "inner_steps", "leapfrogs"), "a whole number >= 1"))
+        check_settings(self, **dict.fromkeys(("ode_sigma_min", "prior_std", "lr", "tau"), "a finite number > 0"))
+        check_settings(self, lr_min_ratio="a number in (0, 1]", momentum="a number in [0, 1)")
 
     def init(self, target: Any, x: Tensor) -> Annealed:
         """The iterate, and the curvature of the likelihood if a chain needs it and it is a constant.

@@ -14,7 +14,7 @@ from invsolve import kernels
 from invsolve.levels import Move
 from invsolve.noise import NoiseSource
 from invsolve.reverse import linearize
-from invsolve.samplers.base import State, Stateless
+from invsolve.samplers.base import State, Stateless, check_settings
 from invsolve.samplers.unconditional import choose_variance
 
 
@@ -46,26 +46,15 @@ class DPS(Stateless):
     variance: Literal["auto", "posterior", "upper", "learned"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.variant not in ("norm", "squared", "official"):
-            raise ValueError(f"variant={self.variant!r}; one of norm, squared, official is needed")
-        if self.variance not in ("auto", "posterior", "upper", "learned"):
-            raise ValueError(f"variance={self.variance!r}; one of auto, posterior, upper, learned is needed")
-        if not self.zeta >= 0:
-            raise ValueError(f"zeta={self.zeta}; a number >= 0 is needed")
+        check_settings(self, zeta="a number >= 0")
 
     def step(self, target: Any, state: State, move: Move, noise: NoiseSource) -> State:
         """One move: linearise, ancestral step, guidance."""
-        x, t = state.x, move.t
-        x0, pull, fraction = linearize(target.prior, x, t)
-        official = self.variant == "official"
+        x, t, official = state.x, move.t, self.variant == "official"
+        x0, pull, fraction = linearize(target.prior, x, t, clip=official)
         variance = choose_variance("learned" if official and self.variance == "auto" else self.variance, fraction)
         if self.variant == "squared":
             x0 = kernels.tweedie(x, kernels.score(x, x0, t) + self.zeta * pull(target.likelihood.score(x0)), t)
             return State(kernels.ancestral(x, x0, move, noise.normal(x.shape[1:]), variance), x0)
-        inside = None
-        if official:
-            clamped = x0.clamp(-1, 1)
-            inside, x0 = clamped == x0, clamped
         x_s = kernels.ancestral(x, x0, move, noise.normal(x.shape[1:]), variance)
-        gradient = target.likelihood.misfit_grad(x0)
-        return State(torch.sub(x_s, pull(gradient if inside is None else gradient * inside), alpha=self.zeta), x0)
+        return State(torch.sub(x_s, pull(target.likelihood.misfit_grad(x0)), alpha=self.zeta), x0)

@@ -6,8 +6,8 @@ Chung, Sim, Ryu, Ye, "Improving diffusion models for inverse problems using mani
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from invsolve.levels import Level, Move
 from invsolve.likelihoods import GaussianLikelihood
 from invsolve.noise import NoiseSource
 from invsolve.reverse import linearize
-from invsolve.samplers.base import State, Stateless
+from invsolve.samplers.base import State, Stateless, check_settings
 from invsolve.samplers.unconditional import choose_variance
 
 
@@ -77,14 +77,7 @@ class MCG(Stateless):
     snr: float = 0.16
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for name in (f.name for f in fields(self) if get_args(hints[f.name])):
-            if getattr(self, name) not in get_args(hints[name]):
-                raise ValueError(f"{name}={getattr(self, name)!r}; one of {', '.join(get_args(hints[name]))} is needed")
-        if not self.weight >= 0:
-            raise ValueError(f"weight={self.weight}; a number >= 0 is needed")
-        if not self.snr > 0:
-            raise ValueError(f"snr={self.snr}; a number > 0 is needed")
+        check_settings(self, weight="a number >= 0", snr="a number > 0")
         if self.level != "s" and self.projection == "soft":
             raise ValueError(f"level={self.level!r} belongs to projection='hard' or 'sirt'; 'soft' is right at level='s' alone")
 
@@ -121,19 +114,15 @@ class MCG(Stateless):
     def _look(self, target: Any, x: Tensor, t: Level) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x0_hat, the learned variance (None if there is none), and -g (None if it has no weight)."""
         likelihood = target.likelihood
-        x0, pull, fraction = linearize(target.prior, x, t)
-        inside: Tensor | float = 1.0
-        if self.clip:
-            clamped = x0.clamp(-1, 1)
-            inside, x0 = clamped == x0, clamped
+        x0, pull, fraction = linearize(target.prior, x, t, clip=self.clip)
         if self.weight == 0:
             return x0, fraction, None
         if self.weighting == "identity" and self.gradient == "norm":
-            return x0, fraction, pull(-likelihood.misfit_grad(x0) * inside)
+            return x0, fraction, pull(-likelihood.misfit_grad(x0))
         r = likelihood.residual(x0)
         # -A^+ r is half the gradient of ||A^+ r||^2 by x0_hat, for A^+ A is an orthogonal projection.
         back = likelihood.operator.A_dagger(r) if self.weighting == "pseudo_inverse" else likelihood.operator.A_vjp(x0, r)
-        return x0, fraction, pull((2 * back if self.gradient == "squared" else kernels.unit(back)) * inside)
+        return x0, fraction, pull(2 * back if self.gradient == "squared" else kernels.unit(back))
 
     def _project(self, likelihood: GaussianLikelihood, x: Tensor, move: Move, noise: NoiseSource) -> Tensor:
         """x with its measured part taken from y, in the scale of the clean image on the way."""

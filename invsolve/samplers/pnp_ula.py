@@ -6,36 +6,28 @@ Tweedie", SIAM J. Imaging Sciences 15, 2022.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from invsolve import kernels
-from invsolve.chains import Chains, keep, nothing
+from invsolve.chains import Chains, Gathered, draw_number, keep, nothing
 from invsolve.levels import Level, Move
 from invsolve.lipschitz import Rule, drift_constants, step_sizes
 from invsolve.noise import NoiseSource
-from invsolve.samplers.base import State
+from invsolve.samplers.base import State, check_settings
 from invsolve.samplers.warm import is_linear, warm_move
 from invsolve.schedules import moves
 
 
 @dataclass(frozen=True)
-class Chain(State):
-    """The iterate with D(x); L, L_y, delta and lambda (B, 4) once the chain has begun; statistics since the burn-in.
-
-    mean (B, *X), m2 (B, *X, sum of squared deviations) and trace (B, draws, P, the values of `chains.probes`).
-    """
+class Chain(Gathered, State):
+    """The iterate with D(x); L, L_y, delta and lambda (B, 4) once the chain has begun; statistics since the burn-in."""
 
     constants: Tensor | None = None
-    mean: Tensor | None = None
-    m2: Tensor | None = None
-    trace: Tensor | None = None
-    statistics: ClassVar[tuple[str, ...]] = ("mean", "m2", "trace")
 
 
 @dataclass(frozen=True)
@@ -87,22 +79,10 @@ class PnPULA:
     thinning: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("kernel", "constraint", "start"):
-            allowed = get_args(get_type_hints(type(self))[name])
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}; one of {', '.join(allowed)} is needed")
-        for name in ("level", "alpha", "delta", "lam", "lipschitz"):
-            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}={value}; a finite number > 0 is needed")
-        for name, least in (("steps", 1), ("stages", 2), ("thinning", 1), ("zeta", 0)):
-            if (value := getattr(self, name)) is not None and not value >= least:
-                raise ValueError(f"{name}={value}; at least {least} is needed")
-        if not 0 <= self.burn_in < 1:
-            raise ValueError(f"burn_in={self.burn_in}; a share of the steps in [0, 1) is needed")
-        if (self.thinning or 1) > (kept := self.steps - int(self.burn_in * self.steps)):
-            raise ValueError(f"thinning={self.thinning}; none of the {kept} steps after the burn-in would be kept")
-        if not self.box[0] < self.box[1]:
-            raise ValueError(f"box={self.box}; an interval (low, high) is needed")
+        check_settings(self, **dict.fromkeys(("level", "alpha", "delta", "lam", "lipschitz"), "a finite number > 0"))
+        check_settings(self, steps="at least 1", stages="at least 2", thinning="at least 1", zeta="at least 0")
+        check_settings(self, burn_in="a share of the steps in [0, 1)", box="an interval (low, high)")
+        draw_number(1, self.steps, self.burn_in, self.thinning)
         self._sizes(1.0, 1.0)
 
     def watch(self) -> Chains:
@@ -145,10 +125,8 @@ class PnPULA:
         ula = self.kernel == "ula"
         x = kernels.langevin(x, drift(x), delta, z) if ula else kernels.skrock(x, drift, delta, z, self.stages)
         state = replace(state, x=x.clamp(*self.box) if self.constraint == "projected" else x, x0=means[0], constants=constants)
-        burnt = int(self.burn_in * self.steps)
-        thinning = self.thinning or max(1, (self.steps - burnt) // 2000)
-        count, rest = divmod(move.index + 1 - (move.total - self.steps) - burnt, thinning)
-        return keep(state, count) if count > 0 and rest == 0 else state
+        done = move.index + 1 - (move.total - self.steps)
+        return keep(state, draw_number(done, self.steps, self.burn_in, self.thinning))
 
     def result(self, state: Chain) -> Tensor:
         """The last iterate."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from invsolve import kernels
 from invsolve.levels import Level, Move
 from invsolve.noise import NoiseSource
-from invsolve.samplers.base import State
+from invsolve.samplers.base import State, check_settings
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,7 @@ class Unconditional:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kernel not in ("ancestral", "ddim", "euler", "heun", "dpmpp_2m"):
-            raise ValueError(f"kernel={self.kernel!r}; one of ancestral, ddim, euler, heun, dpmpp_2m is needed")
-        if self.variance not in ("posterior", "upper", "learned"):
-            raise ValueError(f"variance={self.variance!r}; one of posterior, upper, learned is needed")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta={self.eta}; a number in [0, 1] is needed")
+        check_settings(self, eta="a number in [0, 1]")
 
     def init(self, target: Any, x: Tensor) -> Remembered:
         """The iterate, with nothing to remember."""
