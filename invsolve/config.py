@@ -65,7 +65,7 @@ class Settings:
 
 
 # Settings that change how fast or where a result is computed, or what is shown meanwhile, but not which run it is.
-_IMMATERIAL = ("device", "out", "batch", "memory_gb", "checkpoint_every", "progress")
+_IMMATERIAL = ("device", "out", "batch", "memory_gb", "checkpoint_every", "progress", "prior.checkpointing")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Component:
             injected["name"] = self.name
         try:
             return factory(**injected, **self.values)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             raise ConfigError(f"{self.group} {self.name}: {_one_line(error)}") from error
 
 
@@ -137,9 +137,10 @@ def assemble(
     """
     picks, values = _parse(overrides, groups)
     tree = {**tree, **picks}
+    tree.update({group: _named(group, tree.get(group), source) for group in groups if group != "schedule"})
     advice = _advice(tree, values, source) if "sampler" in groups else presets.Advice()
-    if tree.get("schedule") is None and advice.schedule is not None:
-        tree["schedule"] = advice.schedule
+    if "schedule" in groups and tree.get("schedule") is None:
+        tree["schedule"] = dict(advice.schedule) if isinstance(advice.schedule, Mapping) else advice.schedule
     for group in groups:
         tree[group] = _section(group, tree.get(group), source, advice.values if group == "sampler" else None)
     fields = schema.fields_of(settings)
@@ -236,12 +237,12 @@ def _section(group: str, given: Any, source: str, below: Mapping[str, Any] | Non
 
 
 def _advice(tree: Mapping[str, Any], values: Sequence[str], source: str) -> presets.Advice:
-    """What the sampler's file says for the operator of ``tree``, whose kind may be among the overrides ``values``."""
-    operator = _section("operator", tree.get("operator"), source)
+    """What the sampler's file says for the operator of ``tree`` (sections with names), whose kind may be among the overrides ``values``."""
+    operator = _section("operator", tree["operator"], source)
     kinds = [text.partition("=")[2] for text in values if text.startswith("operator.kind=")]
     field = schema.fields_of(tables.resolve("operator", operator["name"])).get("kind")
     kind = kinds[-1] if kinds else operator.get("kind", None if field is None else field.default)
-    file, path = _file("sampler", _named("sampler", tree.get("sampler"), source)["name"])
+    file, path = _file("sampler", tree["sampler"]["name"])
     return presets.advise(file, operator["name"], kind if isinstance(kind, str) else None, path)
 
 

@@ -197,13 +197,16 @@ def markdown(rows: Sequence[Row], keys: Sequence[str]) -> str:
 
 
 def preset_text(config: Config, title: str, found: str) -> str:
-    """A preset in YAML: a title, how the settings were found, and what differs from the defaults."""
+    """A preset in YAML: a title, how the settings were found, and what differs from the defaults of the classes.
+
+    So does what the sampler's file advises, which the preset is to hold whatever becomes of that file.
+    """
     width = max(map(len, config.sections)) + 1
     lines = [f"# {title}", *(f"# {line}" for line in found.splitlines())]
     for group, part in config.sections.items():
         factory = tables.resolve(group, part.name)
         defaults = {key: field.default for key, field in schema.fields_of(factory).items()}
-        given = {key: value for key, value in part.values.items() if key not in defaults or value != defaults[key]}
+        given = {k: value for k, value in part.values.items() if k in part.advised or k not in defaults or value != defaults[k]}
         lines.append(f"{group + ':':<{width}} {_flow({'name': part.name, **given})}")
     for field in fields(Settings):
         value = getattr(config.settings, field.name)
@@ -215,6 +218,27 @@ def preset_text(config: Config, title: str, found: str) -> str:
 def _flow(value: Any) -> str:
     plain = json.loads(json.dumps(value))  # tuples as lists
     return yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10_000).removesuffix("\n...\n").strip()
+
+
+def family_text(config: Config, settings: Mapping[str, str], found: str) -> str:
+    """The swept settings of the sampler as an entry of ``families`` in configs/sampler/<name>.yaml, for the operator that was swept."""
+    operator, sampler = config.sections["operator"], config.sections["sampler"]
+    kind = operator.values.get("kind")
+    name = f"{operator.name}/{kind}" if isinstance(kind, str) else operator.name
+    lines = [f"  - operators: [{name}]"]
+    lines += [f"    {key}: {_flow(value)}" for key, value in sampler.values.items() if f"sampler.{key}" in settings]
+    return "\n".join([*lines, "    found: >-", *(f"      {line}" for line in found.splitlines())])
+
+
+def provenance(config: Config, truth: Tensor, grid: Mapping[str, Sequence[str]], best: Row, samples: int) -> str:
+    """How a setting was found: on what, among what, and how good it was."""
+    kind = "phantoms" if config.sections["data"].name == "phantom" else "photographs"
+    tried = "; ".join(f"{key} {', '.join(values)}" for key, values in grid.items())
+    return (
+        f"Found by scripts/tune.py on {len(truth)} training {kind} ({truth.shape[-1]} x {truth.shape[-1]}) among {tried}:\n"
+        f"PSNR of one sample {best['psnr_sample']:.2f} dB, of the mean of {samples} {best['psnr_mean']:.2f} dB, "
+        f"residual {best['residual']:.2f}."
+    )
 
 
 def write_preset(path: Path, config: Config, title: str, found: str) -> None:
@@ -293,15 +317,10 @@ def main() -> None:
         best = best_of(rows, options.residual, options.by)
         chosen = [f"{key}={value}" for key, value in best["settings"].items()]
         print(f"\nbest by PSNR of the {options.by}, residual within {options.residual[0]:g} to {options.residual[1]:g}: {' '.join(chosen)}")
+        config = load(options.preset, [*options.overrides, *chosen])
+        found = provenance(config, truth, grid, best, options.samples)
+        print(f"as an entry of configs/sampler/{config.sections['sampler'].name}.yaml:\n{family_text(config, best['settings'], found)}")
         if options.write is not None:
-            config = load(options.preset, [*options.overrides, *chosen])
-            kind = "phantoms" if config.sections["data"].name == "phantom" else "photographs"
-            tried = "; ".join(f"{key} {', '.join(values)}" for key, values in grid.items())
-            found = (
-                f"Found by scripts/tune.py on {len(truth)} training {kind} ({truth.shape[-1]} x {truth.shape[-1]}) among {tried}:\n"
-                f"PSNR of one sample {best['psnr_sample']:.2f} dB, of the mean of {options.samples} {best['psnr_mean']:.2f} dB, "
-                f"residual {best['residual']:.2f}."
-            )
             sampler = config.sections["sampler"].name
             inherited = dict(tables.listing("run")).get(options.preset, options.preset).rstrip(".")
             write_preset(options.write, config, options.title or f"{inherited}; sampled by {sampler}.", found)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from invsolve.config import Component, ConfigError, load
 from invsolve.phantoms import EVALUATION_SEED, phantom
@@ -70,7 +71,10 @@ def test_only_training_images_are_seen():
         tune.training_images(Component("data", "images", {"size": None}), 2, None)
 
 
-@pytest.mark.parametrize("overrides", [[], ["sampler=mcg", "sampler.weight=0.5", "sampler.form=predictor_corrector", "schedule=karras"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["sampler.zeta=1"], ["sampler=mcg", "sampler.weight=0.5", "sampler.form=predictor_corrector", "schedule=karras"]],
+)
 def test_a_preset_reads_back_to_what_was_tuned(tmp_path, overrides):
     config = load("photo_inpaint", overrides)
     path = tmp_path / "deep" / "photo_inpaint_mcg.yaml"
@@ -128,6 +132,9 @@ def test_a_sweep_measures_and_continues(tmp_path, monkeypatch, capsys):
     assert soft["forward"] == 20 and soft["backward"] == 0
     assert 0.5 < soft["residual"] < 1.5 < none["residual"]
     assert "best by PSNR of the sample, residual within 0.5 to 1.5: sampler.projection=soft sampler.weight=0" in said
+    entry = yaml.safe_load(said[said.index("  - operators:") : said.index("wrote")])
+    assert entry[0]["operators"] == ["inpainting/random"] and entry[0]["weight"] == 0.0 and entry[0]["projection"] == "soft"
+    assert "training photographs (8 x 8)" in entry[0]["found"] and "residual" in entry[0]["found"]
     best = load(out)
     assert (
         best.sections["sampler"].values["weight"] == 0.0 and "among sampler.projection soft, none; sampler.weight 0, 1e9" in out.read_text()

@@ -1,0 +1,178 @@
+"""Any sampler with any operator: what the samplers' files advise, and that every combination runs without a further setting."""
+
+import itertools
+import textwrap
+
+import pytest
+import torch
+
+from invsolve import Posterior, sample, tables
+from invsolve.config import ConfigError, _read, load, show
+from invsolve.presets import advise
+from invsolve.resources import resource
+from invsolve.schema import fields_of
+
+PIXEL = ("daps", "dps", "mcg", "pnp_ula", "unconditional")
+LATENT = sorted(set(tables.table("sampler")) - set(PIXEL))
+# The presets of the pixel priors; a preset of another prior belongs to the samplers for it.
+PRESETS = [path.stem for path in sorted(resource("configs", "run").glob("*.yaml")) if _read(path)["prior"]["name"] in ("photo", "phantom")]
+FILES = sorted(resource("configs", "sampler").glob("*.yaml"))
+
+# What makes an operator small enough for images of 16 x 16 (phantoms: 32 x 32).
+TINY = {
+    "inpainting/box": ["operator.size=4", "operator.margin=2"],
+    "structured_sensing": ["operator.measurements=200"],
+    "compressed_sensing": ["operator.measurements=200"],
+    "ptychography": ["operator.probe_size=8"],
+    "blur": ["operator.taps=7"],
+    "nonlinear_blur": ["operator.taps=7"],
+    "compose": ["operator.parts=[{name: gaussian_blur, std: 1.0}, {name: inpainting, kind: random}]"],
+    "stack": ["operator.parts=[{name: gaussian_blur, std: 1.0}, {name: inpainting, kind: random}]"],
+}
+# Two steps of everything; the warm start of a chain would diverge on two levels of its own schedule.
+SHORT = {
+    "daps": ["schedule.steps=2", "sampler.inner_steps=2", "sampler.leapfrogs=2"],
+    "pnp_ula": ["schedule=karras", "schedule.steps=2", "schedule.sigma_max=1", "sampler.steps=2", "sampler.lipschitz=1"],
+}
+# Operators that are in no run preset of their own, each on one.
+OTHERS = {
+    "identity": "photo_sr4", "space_varying_blur": "photo_sr4", "kernel_downsampling": "photo_sr4", "compressed_sensing": "photo_sr4",
+    "structured_phase_retrieval": "photo_sr4", "ptychography": "photo_sr4", "compose": "photo_sr4", "stack": "photo_sr4",
+    "multicoil_mri": "mri_phantom",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def priors():
+    """The shipped priors, each loaded once."""
+    return {}
+
+
+def run(preset, overrides, priors):
+    """One sample (1, 1, C, H, W) of the first image."""
+    side = 32 if preset.startswith("mri") else 16
+    overrides = [*overrides, f"data.size={side}", "device=cpu"]
+    operator = load(preset, overrides).sections["operator"]
+    tiny = TINY.get(f"{operator.name}/{operator.values.get('kind')}", TINY.get(operator.name, []))
+    parts = load(preset, [*overrides, *tiny]).sections
+    prior = priors.setdefault(parts["prior"].name, None) or parts["prior"].build(device="cpu")
+    priors[parts["prior"].name] = prior
+    x = torch.from_numpy(parts["data"].build().items()[0].load())[None]
+    op, noise = parts["operator"].build(image_shape=tuple(x.shape[1:])).for_ids(["a"]), parts["noise"].build()
+    y = op.measure(x, noise, seed=0, ids=["a"])
+    likelihood = tables.load_object(tables.LIKELIHOODS[parts["noise"].name])(op, y, **noise.parameters)
+    return sample(parts["sampler"].build(), Posterior(prior, likelihood), parts["schedule"].build(), n=1, ids=["a"], progress=False)
+
+
+def few(sampler):
+    return [f"sampler={sampler}", *SHORT.get(sampler, ["schedule.steps=2"])]
+
+
+@pytest.mark.parametrize("sampler", PIXEL)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_runs_with_every_sampler(preset, sampler, priors):
+    assert torch.isfinite(run(preset, few(sampler), priors)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", PIXEL)
+@pytest.mark.parametrize("operator", OTHERS)
+def test_every_other_operator_runs_with_every_sampler(operator, sampler, priors):
+    assert torch.isfinite(run(OTHERS[operator], [f"operator={operator}", *TINY.get(operator, []), *few(sampler)], priors)).all()
+
+
+@pytest.mark.parametrize("sampler", LATENT)
+@pytest.mark.parametrize("preset", ["photo_sr4", "photo_jpeg"])
+def test_a_sampler_for_other_problems_runs_or_says_what_it_needs(preset, sampler, priors):
+    try:
+        assert torch.isfinite(run(preset, few(sampler), priors)).all()
+    except (TypeError, ValueError) as error:
+        assert "prior" in str(error).lower() or "linear" in str(error).lower()
+
+
+def test_every_operator_is_in_a_preset_or_listed_here():
+    presets = {load(name).sections["operator"].name for name in PRESETS}
+    same = {"denoising": "identity"}
+    files = {"matrix", "custom", "noncartesian_mri"}  # need a file of the user's, or an extra
+    assert {same.get(name, name) for name in tables.table("operator")} == presets | set(OTHERS) | files
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_files_of_samplers_are_sound(path):
+    file = _read(path)
+    cls = tables.resolve("sampler", file.get("name", path.stem))
+    entries = [file, *file.get("families", [])]
+    own = {"name", "schedule", "found", "families", "operators"}
+    for entry in entries:
+        values = {key: value for key, value in entry.items() if key not in own}
+        assert set(values) <= set(fields_of(cls)), "values of the sampler"
+        cls(**values)
+    for entry in entries[1:]:
+        assert set(entry) - {"operators"}, "an entry says something"
+        for name in entry["operators"]:
+            operator, _, kind = name.partition("/")
+            fields = fields_of(tables.resolve("operator", operator), skip=["image_shape"])
+            assert not kind or "kind" in fields
+    listed = list(itertools.chain.from_iterable(entry["operators"] for entry in entries[1:]))
+    assert len(set(listed)) == len(listed), "no operator is listed twice"
+    for entry in entries if path.stem in PIXEL else []:
+        assert str(entry.get("found", "")).strip().endswith("."), f"{entry.get('operators', 'the file')}: how was it found?"
+
+
+FILE = {
+    "name": "dps", "zeta": 1.0, "variance": "upper", "found": "Guessed.", "schedule": "a",
+    "families": [
+        {"operators": ["inpainting", "blur"], "zeta": 2.0, "found": "Swept."},
+        {"operators": ["inpainting/random"], "zeta": 3.0, "schedule": {"name": "b"}},
+    ],
+}  # fmt: skip
+
+
+def test_the_narrowest_family_speaks_and_the_file_fills_in():
+    box, random, other = (advise(FILE, "inpainting", kind, "f") for kind in ("box", "random", None))
+    assert box == other and box.values == {"name": "dps", "zeta": 2.0, "variance": "upper"} and box.schedule == "a"
+    assert random.values == {"name": "dps", "zeta": 3.0, "variance": "upper"} and random.schedule == {"name": "b"}
+    assert random.found({"zeta": 3.0, "variance": "upper"}) == "Guessed." and random.found({"zeta": 1.0, "variance": "upper"}) == ""
+    plain = advise(FILE, "identity", None, "f")
+    assert plain.values == {"name": "dps", "zeta": 1.0, "variance": "upper"} and plain.found({"zeta": 1, "variance": "upper"}) == "Guessed."
+    assert box.found({"zeta": 2.0, "variance": "learned"}) == "Swept.", "the entry says nothing of the variance"
+    assert box.found({"zeta": 2.5, "variance": "upper"}) == "", "what was changed was not found so"
+    with pytest.raises(ConfigError, match="f: families must be a list"):
+        advise({"families": {"inpainting": {"zeta": 1.0}}}, "identity", None, "f")
+
+
+def test_settings_follow_the_operator_and_yield_to_what_is_said(work):
+    def zeta(*overrides):
+        return load("photo_inpaint", overrides).sections["sampler"].values["zeta"]
+
+    assert (zeta(), zeta("operator.kind=random"), zeta("operator=gaussian_blur")) == (2.5, 5.0, 7.5)
+    assert zeta("operator=gaussian_blur", "sampler.zeta=1") == 1.0
+    (work / "mine.yaml").write_text(show(load("photo_inpaint", ["sampler.zeta=3"])))
+    assert load("mine.yaml", ["operator.kind=random"]).sections["sampler"].values["zeta"] == 3.0
+    assert load("mine.yaml", ["operator.kind=random", "sampler=dps"]).sections["sampler"].values["zeta"] == 5.0
+
+
+def test_the_schedule_follows_the_sampler_unless_it_is_named(work):
+    def schedule(*overrides, name="photo_sr4"):
+        part = load(name, overrides).sections["schedule"]
+        return part.name, part.values["steps"]
+
+    assert schedule() == ("ddpm", 100) and schedule("sampler=daps") == ("karras", 50)
+    assert schedule("sampler=daps", "schedule.steps=20") == ("karras", 20)
+    assert schedule("sampler=daps", "schedule=cosine") == ("cosine", 200)
+    assert schedule(name="phase_retrieval") == ("ddpm", 200)
+    assert schedule("sampler=daps_official") == ("karras", 200)
+    (work / "mine.yaml").write_text(show(load("photo_sr4", ["schedule=linear"])))
+    assert schedule("sampler=daps", name="mine.yaml") == ("linear", 50), "a schedule that a file names stays"
+
+
+def test_the_configuration_tells_how_settings_were_found():
+    def told(*overrides):
+        text = show(load("photo_random", overrides))
+        comments = [line[2:] for line in text.splitlines() if line.startswith("# ")]
+        assert all(len(line) <= 120 for line in comments) and textwrap.dedent(text) == text
+        return " ".join(comments)
+
+    assert "training photographs" in told() and "70 %" in told()
+    assert told("sampler.zeta=1") == "" and told("sampler=unconditional") == ""
+    assert load("photo_random").as_dict() == load("photo_random", ["sampler.zeta=5"]).as_dict()
