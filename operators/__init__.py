@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from operators.names import missing
+
 if TYPE_CHECKING:
     from operators.adapter import as_operator as as_operator
     from operators.base import LinearOperator as LinearOperator
@@ -143,7 +145,7 @@ def find(table: dict[str, str], name: str) -> Any:
 def __getattr__(name: str) -> Any:
     public = _public()
     if name not in public:
-        raise AttributeError(f"module 'operators' has no attribute {name!r}")
+        raise missing(__name__, name, public)
     return find(public, name)
 
 

@@ -76,7 +76,8 @@ def box_mask(height: int, width: int, rng: torch.Generator, size: int | Sequence
     if isinstance(margin, bool) or not isinstance(margin, int) or margin < 0:
         raise ValueError(f"margin must be an integer >= 0 (pixels), got margin={margin!r}")
     if h + 2 * margin > height or w + 2 * margin > width:
-        raise ValueError(f"a box of {h}x{w} with margin {margin} does not fit an image of {height}x{width}")
+        room = f"size may be at most {height - 2 * margin}x{width - 2 * margin}" if 2 * margin < min(height, width) else "lower margin"
+        raise ValueError(f"a box of {h}x{w} with margin {margin} does not fit an image of {height}x{width}; {room}")
     top, left = _draw(margin, height - margin - h, rng), _draw(margin, width - margin - w, rng)
     mask = torch.ones(height, width, dtype=torch.float64)
     mask[top : top + h, left : left + w] = 0

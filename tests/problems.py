@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from invsolve import Posterior
 from invsolve.likelihoods import GaussianLikelihood
-from invsolve.priors import GaussianMixturePrior, GaussianPrior
+from invsolve.priors import GaussianPrior
+from invsolve.problems import modes, problem_mixture, problem_r1
 from operators import Matrix
+
+__all__ = ["DOUBLE", "assert_drawn_from", "modes", "problem_16", "problem_mixture", "problem_r1", "randn", "tensor"]
 
 DOUBLE = torch.float64
 
@@ -18,12 +23,6 @@ def tensor(values):
 
 def randn(*shape, seed=0):
     return torch.randn(*shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
-
-
-def problem_r1():
-    """Two correlated unit-variance numbers, the first measured as 1 with sigma 0.1."""
-    prior = GaussianPrior(torch.zeros(2, dtype=DOUBLE), tensor([[1, 0.8], [0.8, 1]]))
-    return Posterior(prior, GaussianLikelihood(Matrix(tensor([[1.0, 0.0]]), (2,)), tensor([[1.0]]), sigma=0.1))
 
 
 def problem_16(rows=1, sigma=0.2):
@@ -37,7 +36,15 @@ def problem_16(rows=1, sigma=0.2):
     return Posterior(prior, GaussianLikelihood(A, y, sigma=sigma))
 
 
-def problem_mixture(sigma=0.3, y=0.1):
-    """Two modes in the plane, weights 0.3 and 0.7, of which the first coordinate is measured."""
-    prior = GaussianMixturePrior(tensor([0.3, 0.7]), tensor([[0.3, 1.0], [-0.3, -1.0]]), 0.04 * torch.eye(2, dtype=DOUBLE).repeat(2, 1, 1))
-    return Posterior(prior, GaussianLikelihood(Matrix(tensor([[1.0, 0.0]]), (2,)), tensor([[y]]), sigma=sigma))
+def assert_drawn_from(mixture, draws, slack=0.0):
+    """Weights, means and covariances of the modes agree within 4.5 standard errors; `slack` is added to those of covariances."""
+    found, weights, means = modes(draws, mixture), mixture.weights.flatten(), mixture.means.reshape(len(mixture.covs), -1)
+    w = weights.clamp(0.5 / len(draws))
+    assert bool(((found.weights - weights).abs() < 4.5 * (w * (1 - w) / len(draws)).sqrt()).all()), found.weights
+    for k, n in enumerate(found.counts.tolist()):
+        root = torch.linalg.cholesky(mixture.covs[k])
+        gap = torch.linalg.solve_triangular(root, (found.means[k] - means[k])[:, None], upper=False)
+        half = torch.linalg.solve_triangular(root, found.covs[k], upper=False)
+        white = torch.linalg.solve_triangular(root, half.mT, upper=False)
+        assert float(gap.abs().max()) < 4.5 / math.sqrt(n), (k, gap)
+        assert float((white - torch.eye(len(root), dtype=DOUBLE)).abs().max()) < 4.5 * math.sqrt(2 / n) + slack, (k, white)

@@ -174,7 +174,7 @@ REFUSALS = [
     (refuse(kind="box", size=4.0), "size=4.0"),
     (refuse(kind="box", size=4, margin=1.5), "margin=1.5"),
     (refuse(kind="half", per_image=True), "'half' is the same for all"),
-    (refuse(kind="box", size=20, per_image=True), "20x20.*does not fit"),
+    (refuse(kind="box", size=20, per_image=True), "20x20.*does not fit.*; size may be at most 8x8"),
     (refuse(kind="file", mask="no/folder", per_image=True), "folder.*'no/folder'"),
     (refuse(kind="file", mask=torch.ones(8, 8), per_image=True), "folder.*a tensor"),
     (lambda: Inpainting((1, 8, 8), per_image=True).A(torch.zeros(1, 1, 8, 8)), r"own mask.*for_ids\(ids\)"),
