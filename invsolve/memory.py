@@ -1,4 +1,4 @@
-"""How many samples fit into memory at once."""
+"""How many samples fit into memory at once, and how much a run took."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from invsolve.levels import Level
+from invsolve.priors.recompute import saved_bytes
 from invsolve.reverse import linearize
 
-# Below this many bytes of activations per byte of signal, no network we know of needs to be measured.
+# Below this many bytes of activations per byte of signal, no network of pixels we know of needs to be measured.
 _GENEROUS = 6000
+# Writing 5 sets Linux' peak of the process's resident memory to its present value.
+_REFERENCES = Path("/proc/self/clear_refs")
 
 
 def free_bytes(device: torch.device) -> int:
@@ -29,24 +32,25 @@ def free_bytes(device: torch.device) -> int:
 
 
 def activation_bytes(prior: Any, x: Tensor, t: Level) -> int:
-    """Bytes that one linearized call at x keeps for its backward pass, weights not counted."""
-    network = getattr(prior, "network", None)
-    weights = {p.untyped_storage().data_ptr() for p in network.parameters()} if isinstance(network, torch.nn.Module) else set()
-    seen: dict[int, int] = {}
+    """Bytes that one linearized call at x keeps for its backward pass, weights not counted.
 
-    def keep(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return saved
-
+    With what the decoder of a latent prior keeps, for a guided sampler differentiates through both at once; and with the
+    largest of the parts that are computed again (`checkpointing`), which is there for a while.
+    """
+    networks = [getattr(prior, "network", None), getattr(getattr(prior, "autoencoder", None), "network", None)]
+    modules = [network for network in networks if isinstance(network, torch.nn.Module)]
+    weights = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
     calls = getattr(prior, "calls", None)
-    before = calls.forward if calls is not None else 0
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
-        linearize(prior, x, t)
+    before = dict(vars(calls)) if calls is not None else {}
+
+    def run() -> Any:
+        linear = linearize(prior, x, t)
+        return linear, prior.decode(linear.x0.requires_grad_())
+
+    kept = saved_bytes(run, weights)
     if calls is not None:
-        calls.forward = before  # a measurement of ours, not a call of the sampler
-    return sum(seen.values())
+        vars(calls).update(before)  # a measurement of ours, not a call of the sampler
+    return kept
 
 
 def rows_that_fit(
@@ -54,16 +58,41 @@ def rows_that_fit(
 ) -> int:
     """The largest chunk of rows (at most `rows`) whose activations stay within the limit; at least 1.
 
-    memory_gb is the limit, by default half of what is free. The prior is measured with one row, unless any prior would fit.
+    memory_gb is the limit, by default half of what is free. The prior is measured with one row, unless any prior of pixels
+    would fit.
     Raises ValueError if memory_gb is not positive.
     """
     if memory_gb is not None and not memory_gb > 0:
         raise ValueError(f"memory_gb={memory_gb}; a number > 0 is needed")
     limit = memory_gb * 2**30 if memory_gb is not None else free_bytes(device) / 2
     signal = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
-    if rows == 1 or rows * signal * _GENEROUS <= limit:
+    latent = getattr(target.prior, "autoencoder", None) is not None  # a code says nothing about the size of its image
+    if rows == 1 or (not latent and rows * signal * _GENEROUS <= limit):
         return rows
     x = torch.zeros((1, *shape), dtype=dtype, device=device)
     # Activations, the gradients that replace them, about ten signals of the sampler, and two blocks of noise.
     needed = 1.5 * activation_bytes(target.prior, x, t) + 42 * signal
     return max(1, min(rows, int(limit // needed)))
+
+
+def reset_peak(device: torch.device) -> None:
+    """Lets `peak_megabytes` count from now on, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _REFERENCES.exists():
+        try:
+            _REFERENCES.write_text("5")
+        except OSError:  # in a sandbox, say: the peak is then that of the whole process so far
+            return
+
+
+def peak_megabytes(device: torch.device) -> float | None:
+    """The most memory in use since `reset_peak`: of tensors on a CUDA device, else of the whole process; None if not known."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    return None

@@ -483,8 +483,8 @@ DAMAGE = [
     (lambda f: (f / "unet" / "config.json").write_text("{"), ValueError, "config.json is not valid JSON"),
     (
         lambda f: edit_json(f / "unet" / "config.json", _class_name="UNet2DConditionModel"),
-        ValueError,
-        "holds a UNet2DConditionModel; an unconditional UNet2DModel",
+        FileNotFoundError,
+        "holds a conditional network, but no condition for it",
     ),
     (
         lambda f: edit_json(f / "unet" / "config.json", num_class_embeds=10),

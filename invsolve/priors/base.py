@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,24 @@ class Prior(Protocol):
 
     def decode(self, z: Tensor) -> Tensor:
         """The prior's own space to image, differentiable; the identity for pixel priors."""
+        ...
+
+
+class ConditionalPrior(Prior, Protocol):
+    """A prior that can be told more: an embedding of shape E, any continuous tensor. Unconditioned, it denoises with `null`.
+
+    Classifier-free guidance, where there is any, is inside the denoiser: `guidance` is its weight, 1 for none.
+    """
+
+    guidance: float
+    null: Tensor
+
+    def embed(self, prompt: Any) -> Tensor:
+        """The embedding (*E) of what a person writes: a text, the name of a class."""
+        ...
+
+    def conditioned(self, embedding: Tensor) -> Prior:
+        """The prior given an embedding, (*E) for all rows or (B, *E) with one for each row; differentiable in it."""
         ...
 
 

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from invsolve.priors.network import NetworkPrior, TrainingTable
+from invsolve.priors import pipelines
+from invsolve.priors.conditional import ConditionalNetworkPrior
+from invsolve.priors.embedders import load_embedder
+from invsolve.priors.latent import LatentPrior
+from invsolve.priors.network import NetworkPrior
+from invsolve.priors.weights import check_digests
 from invsolve.resources import resource, shipped_priors
-from invsolve.schedules import alpha_bars
+
+# What is fetched of a hub model: configurations, and single-file safetensors in full precision.
+_PARTS = ("unet", "vae", "vqvae")
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_PATTERNS = [
+    *("card.yaml", "config.json", "scheduler_config.json", _WEIGHTS, "scheduler/*.json", "classes.json", "classes.safetensors"),
+    *(f"{part}/{name}" for part in _PARTS for name in ("config.json", _WEIGHTS)),
+    *("text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/*.json", "tokenizer/*.txt"),
+]
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -33,49 +44,84 @@ def load_prior(
     channels_last: bool = False,
     compile: bool = False,
     allow_download: bool = False,
-) -> NetworkPrior:
-    """An unconditional pixel diffusion model in diffusers' folder format, as a prior.
+    prompt: str | None = None,
+    guidance: float = 1.0,
+    checkpointing: bool = False,
+    tile: int | None = None,
+) -> NetworkPrior | LatentPrior:
+    """A diffusion model in diffusers' folder format, as a prior: of pixels, or of the codes of its autoencoder.
 
     Args:
-        name: a shipped name ("photo"), a local folder with unet/ and scheduler/ (or their files side by side, as older
-            models on the hub have them), or a hub id ("google/ddpm-celebahq-256").
+        name: a shipped name ("photo"), a local folder, or a hub id ("google/ddpm-celebahq-256"). A folder holds unet/ and
+            scheduler/ (or their files side by side, as older models on the hub have them); vae/ or vqvae/ makes it a latent
+            prior; text_encoder/ and tokenizer/, or classes.safetensors and classes.json, belong to a conditional network.
         device: "auto", or any torch device.
-        precision: "float32" or "bf16" (autocast inside the network).
+        precision: "float32" or "bf16" (autocast inside the network, not the autoencoder).
         channels_last: store the network's tensors channels-last; compile: run the network through torch.compile.
         allow_download: whether a hub id that is not in the local cache may be fetched.
+        prompt: what a conditional prior is conditioned on until it is told otherwise: a text, or the name of a class. None is
+            its null embedding.
+        guidance: weight of classifier-free guidance, see `ConditionalNetworkPrior`.
+        checkpointing: compute activations of network and autoencoder again for a backward pass instead of keeping them: the
+            same results with less memory, for about one more forward pass.
+        tile: side in pixels of the tiles in which larger images are encoded and decoded; see `DiffusersAutoencoder`.
 
-    Raises FileNotFoundError if nothing is found under the name (with the names there are), and ValueError if the weights
-    do not fit the configuration in any key, are not finite, do not match the checksum of their card, or if the
-    scheduler's configuration does not tell the noise levels and the prediction type of the network.
+    Raises FileNotFoundError if nothing is found under the name (with the names there are), ImportError if a text encoder needs
+    a package that is not installed, and ValueError if the weights do not fit the configuration in any key, are not finite, do
+    not match the checksum of their card, if the parts do not fit together, if the scheduler's configuration does not tell
+    the noise levels and the prediction type of the network, or if an option is for another kind of prior.
     """
     folder = _find(str(name), allow_download)
     card = _read_card(folder)
     # Parameters born under inference_mode could never be differentiated through.
     with torch.inference_mode(False):
-        unet, digest = _load_unet(_part(folder, "unet"), card)
-        table, prediction = _read_scheduler(_part(folder, "scheduler"))
-        prior = NetworkPrior(
-            unet.to(resolve_device(device)),
-            table,
-            prediction,
-            channels=int(unet.config.in_channels),
-            multiple=2 ** (len(unet.config.block_out_channels) - 1),
-            precision=precision,
-            channels_last=channels_last,
-            compile=compile,
-            call=_call_unet,
-        )
-    prior.card, prior.weights_sha256 = card, digest
-    return prior
+        config = pipelines.read_unet_config(pipelines.part(folder, "unet"))
+        conditional = config["_class_name"] == "UNet2DConditionModel"
+        _check_options(folder, conditional, prompt, guidance, tile)
+        digest = check_digests(pipelines.weight_files(folder, conditional), folder, card)
+        table, prediction = pipelines.read_scheduler(pipelines.part(folder, "scheduler"))
+        if card.get("prediction_type", prediction) != prediction:
+            raise ValueError(f"{folder}: the scheduler says {prediction}, the card {card['prediction_type']}; one of them is wrong")
+        embedder = load_embedder(folder) if conditional else None
+        unet = pipelines.load_unet(pipelines.part(folder, "unet"), config, checkpointing)
+        where, multiple = resolve_device(device), 2 ** (len(unet.config.block_out_channels) - 1)
+        options: dict[str, Any] = {
+            **{"channels": int(unet.config.in_channels), "multiple": multiple, "precision": precision},
+            **{"channels_last": channels_last, "compile": compile},
+        }
+        prior: NetworkPrior
+        if embedder is None:
+            prior = NetworkPrior(unet.to(where), table, prediction, call=_call_unet, **options)
+        else:
+            null = embedder.to(where).null
+            pipelines.check_width(folder, unet, null.shape)
+            prior = ConditionalNetworkPrior(
+                unet.to(where), table, prediction, call=_call_conditional, null=null, embedder=embedder, guidance=guidance, **options
+            )
+            if prompt is not None:
+                prior = prior.conditioned(prior.embed(prompt))
+        codec = pipelines.autoencoder_folder(folder)
+        prior.card, prior.weights_sha256 = card, digest
+        if codec is None:
+            return prior
+        return LatentPrior(prior, pipelines.load_autoencoder(codec, unet, multiple, tile, checkpointing).to(where))
 
 
 def _call_unet(net: Any, x: Tensor, time: Tensor) -> Tensor:
     return net(x, time, return_dict=False)[0]
 
 
-def _part(folder: Path, name: str) -> Path:
-    """The folder of one part of a pipeline: its own, or (as diffusers has it) that of the pipeline."""
-    return folder / name if (folder / name).is_dir() or not (folder / "config.json").is_file() else folder
+def _call_conditional(net: Any, x: Tensor, time: Tensor, embeddings: Tensor) -> Tensor:
+    return net(x, time, encoder_hidden_states=embeddings, return_dict=False)[0]
+
+
+def _check_options(folder: Path, conditional: bool, prompt: str | None, guidance: float, tile: int | None) -> None:
+    if not conditional and prompt is not None:
+        raise ValueError(f"prompt={prompt!r}, but the prior in {folder} is unconditional; leave prompt out")
+    if not conditional and guidance != 1:
+        raise ValueError(f"guidance={guidance}, but the prior in {folder} is unconditional; leave guidance out")
+    if tile is not None and pipelines.autoencoder_folder(folder) is None:
+        raise ValueError(f"tile={tile}, but the prior in {folder} has no autoencoder (vae/ or vqvae/); leave tile out")
 
 
 def _find(name: str, allow_download: bool) -> Path:
@@ -83,8 +129,9 @@ def _find(name: str, allow_download: bool) -> Path:
         flat = (folder / "config.json").is_file() and (folder / "scheduler_config.json").is_file()
         if (folder / "unet").is_dir() or flat:
             return folder
-    if Path(name).expanduser().exists():
-        raise FileNotFoundError(f"{name} exists but holds no unet/ folder; a diffusers pipeline folder is needed")
+    given = Path(name).expanduser()
+    if given.exists():
+        _refuse(given)
     known = shipped_priors()
     near = difflib.get_close_matches(name, known, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -92,10 +139,8 @@ def _find(name: str, allow_download: bool) -> Path:
         raise FileNotFoundError(f"no prior {name!r}: not shipped (there are: {', '.join(known) or 'none'}) and no such folder{hint}")
     from huggingface_hub import snapshot_download
 
-    weights = "diffusion_pytorch_model.safetensors"
-    patterns = ["card.yaml", "config.json", "scheduler_config.json", weights, "unet/config.json", f"unet/{weights}", "scheduler/*.json"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not allow_download))
+        return Path(snapshot_download(name, allow_patterns=_PATTERNS, local_files_only=not allow_download))
     except OSError as error:
         if allow_download:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -103,6 +148,20 @@ def _find(name: str, allow_download: bool) -> Path:
         raise FileNotFoundError(
             f"{name} is no folder and not in the local hub cache; pass allow_download=True to fetch it{hint}"
         ) from error
+
+
+def _refuse(given: Path) -> None:
+    """Raises for a path that exists and is no pipeline folder with a UNet: says what it is, and what to do about it."""
+    held = [given] if given.is_file() else sorted(path for path in given.iterdir() if path.suffix in (".ckpt", ".safetensors"))
+    if held:
+        raise ValueError(
+            f"{held[0]} is a single checkpoint file, such as CompVis' .ckpt; convert it to a folder, where you trust it (a .ckpt can "
+            "run code): python convert_original_stable_diffusion_to_diffusers.py --checkpoint_path FILE --dump_path FOLDER "
+            "--to_safetensors, from the folder scripts of the diffusers repository (conversion_ldm_uncond.py for an unconditional one)"
+        )
+    if (given / "transformer").is_dir():
+        raise ValueError(f"{given} holds a transformer/, such as Stable Diffusion 3; networks in unet/ are run, transformers are not")
+    raise FileNotFoundError(f"{given} exists but holds no unet/ folder; a diffusers pipeline folder is needed")
 
 
 def _read_card(folder: Path) -> dict[str, Any]:
@@ -115,90 +174,3 @@ def _read_card(folder: Path) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise ValueError(f"{path} must hold a mapping")
     return {str(k): v for k, v in card.items()}
-
-
-def _load_unet(folder: Path, card: dict[str, Any]) -> tuple[Any, str]:
-    """The network with every weight from the file and every weight of the file used; and the file's sha256."""
-    from diffusers import UNet2DModel
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = folder / "diffusion_pytorch_model.safetensors"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; weights are read from safetensors only (diffusers can convert others)")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    expected = str(card.get("sha256", digest))
-    if expected != digest:
-        raise ValueError(f"{path} has sha256 {digest[:12]}..., its card says {expected[:12]}...; the file is damaged or was replaced")
-    config = _read_json(folder / "config.json", "without it the network cannot be built")
-    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise ValueError(f"{folder} holds a {config['_class_name']}; an unconditional UNet2DModel is needed")
-    for key in ("class_embed_type", "num_class_embeds"):
-        if config.get(key) is not None:
-            raise ValueError(f"{folder} holds a class-conditional network ({key}={config[key]!r}); an unconditional one is needed")
-    network = UNet2DModel.from_config(config)
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    wanted = network.state_dict()
-    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    wrong = sorted(k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape)
-    for keys, what in ((missing, "are missing"), (extra, "are unknown to the network"), (wrong, "have another shape")):
-        if keys:
-            raise ValueError(f"{path} does not fit its config.json: {len(keys)} weights {what}, such as {keys[0]}")
-    broken = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
-    if broken:
-        raise ValueError(f"{path}: {len(broken)} weights hold NaN or infinity, such as {broken[0]}")
-    network.load_state_dict({k: v.float() for k, v in weights.items()}, strict=True)
-    return network, digest
-
-
-def _read_scheduler(folder: Path) -> tuple[TrainingTable, Any]:
-    """The training table and the prediction type that scheduler_config.json states."""
-    path = folder / "scheduler_config.json"
-    config = _read_json(path, "without it the noise levels of the network are unknown")
-    if "Flow" in config.get("_class_name", ""):
-        # A `shift` moves the sampler's grid, not the network's clock, which stays 1000 sigma.
-        return TrainingTable.flow(int(config.get("num_train_timesteps", 1000))), "flow"
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction", "sample"):
-        raise ValueError(f"{path}: prediction_type {prediction!r} is not known; epsilon, v_prediction or sample is needed")
-    if "beta_schedule" not in config and config.get("trained_betas") is None:
-        # Such as the variance-exploding, EDM and consistency schedulers, whose networks speak of noise in other ways.
-        raise ValueError(f"{path}: {config.get('_class_name', 'this scheduler')} states no beta_schedule; a DDPM-like one is needed")
-    if config.get("rescale_betas_zero_snr"):
-        raise ValueError(f"{path}: rescale_betas_zero_snr is not supported; its last level holds no signal (sigma/alpha is infinite)")
-    steps = int(config.get("num_train_timesteps", 1000))
-    kind = config.get("beta_schedule", "linear")
-    if config.get("trained_betas") is not None:
-        bars, product = [], 1.0
-        for beta in config["trained_betas"]:
-            product *= 1 - beta
-            bars.append(product)
-    elif kind in ("linear", "scaled_linear"):
-        power = 1.0 if kind == "linear" else 2.0
-        bars = list(alpha_bars(config.get("beta_start", 1e-4), config.get("beta_end", 2e-2), steps, power))
-    elif kind == "squaredcos_cap_v2":
-        bars = _cosine_bars(steps)
-    else:
-        raise ValueError(f"{path}: beta_schedule {kind!r} is not known; linear, scaled_linear or squaredcos_cap_v2 is needed")
-    return TrainingTable.from_alpha_bars(bars), prediction
-
-
-def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; {otherwise}")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a mapping")
-    return config
-
-
-def _cosine_bars(steps: int) -> list[float]:
-    from invsolve.schedules import Cosine
-
-    return [level.alpha**2 for level in reversed(Cosine(steps, train_steps=steps).levels()[:-1])]

@@ -107,8 +107,8 @@ def revive(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def _plain_call(network: Any, x: Tensor, time: Tensor) -> Tensor:
-    return network(x, time)
+def _plain_call(network: Any, x: Tensor, time: Tensor, *conditions: Tensor) -> Tensor:
+    return network(x, time, *conditions)
 
 
 class NetworkPrior(PixelPrior):
@@ -138,7 +138,7 @@ class NetworkPrior(PixelPrior):
         precision: Literal["float32", "bf16"] = "float32",
         channels_last: bool = False,
         compile: bool = False,
-        call: Callable[[Any, Tensor, Tensor], Tensor] | None = None,
+        call: Callable[..., Tensor] | None = None,
     ):
         if prediction not in ("epsilon", "v_prediction", "sample", "flow"):
             raise ValueError(f"prediction={prediction!r}; one of epsilon, v_prediction, sample, flow is needed")
@@ -208,7 +208,7 @@ class NetworkPrior(PixelPrior):
             return torch.sub(x, out, alpha=s) / (a + s), fraction
         return out, fraction
 
-    def _forward(self, x: Tensor, time: float) -> tuple[Tensor, Tensor | None]:
+    def _forward(self, x: Tensor, time: float, *conditions: Tensor) -> tuple[Tensor, Tensor | None]:
         self.calls.forward += 1
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -216,9 +216,9 @@ class NetworkPrior(PixelPrior):
         steps = torch.full((x.shape[0],), time, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         if self.precision == "bf16":
             with torch.autocast(x.device.type, torch.bfloat16):
-                out = self._call(self._run, x, steps).to(x.dtype)
+                out = self._call(self._run, x, steps, *conditions).to(x.dtype)
         else:
-            out = self._call(self._run, x, steps)
+            out = self._call(self._run, x, steps, *conditions)
         if out.requires_grad:
             # On the output, which no other call shares; a hook on x would stay on a leaf that is used again.
             out.register_hook(self._count_backward)
