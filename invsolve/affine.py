@@ -49,19 +49,21 @@ def output_law(sampler: Any, target: Any, schedule: Schedule, start: Tensor | No
 
     Args:
         sampler: any sampler whose step is affine in state and noise under this target.
-        target: a Posterior with a Gaussian prior (and one measurement, B = 1), or a Gaussian prior.
+        target: a Posterior with a Gaussian prior (and one measurement, B = 1), or a Gaussian prior. With a latent prior
+            over a Gaussian one the law is that of the code.
         schedule: the levels to walk.
         start: (n, k) square root of the covariance of the first iterate; sigma_T I by default, as in `sample`.
 
     Raises ValueError if a step turns out not to be affine (checked on the way with one doubled perturbation).
     """
-    target = target if isinstance(target, Posterior) else Posterior(target)
+    target = (target if isinstance(target, Posterior) else Posterior(target)).in_prior_space()
     if target.likelihood is not None and len(target.likelihood.y) != 1:
         raise ValueError(f"output_law needs one measurement, got {len(target.likelihood.y)}; select one row of the posterior")
     plan = getattr(sampler, "plan", None)
     steps = plan(schedule) if plan else moves(schedule)
-    mean = target.prior.mean
-    shape = tuple(getattr(target.likelihood, "image_shape", None) or target.prior.image_shape)
+    own = getattr(target.prior, "prior", target.prior)
+    mean = own.mean
+    shape = tuple(getattr(target.likelihood, "image_shape", None) or own.image_shape)
     n = math.prod(shape)
     root = torch.eye(n, dtype=mean.dtype, device=mean.device) * steps[0].t.sigma if start is None else start.to(mean)
     with torch.no_grad():

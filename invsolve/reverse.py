@@ -40,3 +40,27 @@ def linearize(prior: Any, x: Tensor, t: Level, clip: bool = False) -> Linearized
         return grad
 
     return Linearized(x0.detach(), pull, None if fraction is None else fraction.detach())
+
+
+class LinearizedPrompt(NamedTuple):
+    """A conditional prior at one point: the posterior mean, and the vector-Jacobian product by the embedding.
+
+    `pull(v)` is J^T v with J = d x0_hat / d embedding, row by row, and may be called once.
+    """
+
+    x0: Tensor
+    pull: Callable[[Tensor], Tensor]
+
+
+def linearize_prompt(prior: Any, x: Tensor, t: Level, embedding: Tensor) -> LinearizedPrompt:
+    """One forward pass of a conditional prior at x (B, *X) given embedding (B, *E), as `linearize` but by the embedding."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.clone() if x.is_inference() else x.detach()
+        embedding = (embedding.clone() if embedding.is_inference() else embedding.detach()).requires_grad_()
+        x0 = prior.conditioned(embedding).denoise(x, t)
+
+    def pull(v: Tensor) -> Tensor:
+        (grad,) = torch.autograd.grad(x0, embedding, v)
+        return grad
+
+    return LinearizedPrompt(x0.detach(), pull)

@@ -10,7 +10,7 @@ from invsolve import Posterior, sample
 from invsolve.likelihoods import GaussianLikelihood
 from invsolve.priors import GaussianPrior
 from invsolve.resources import resource
-from invsolve.samplers import DAPS, DPS, MCG, PnPULA, Unconditional
+from invsolve.samplers import DAPS, DPS, MCG, P2L, PSLD, PnPULA, ReSample, Unconditional
 from invsolve.schedules import DDPM
 from operators import Matrix
 
@@ -24,6 +24,9 @@ SAMPLERS = [
     DAPS(),
     DAPS(estimate="ode", inner="hmc", inner_steps=20),
     PnPULA(steps=10, kernel="skrock"),
+    PSLD(gluing="pseudo_inverse", fresh_noise=True),
+    P2L(K=0, eta=0.5),
+    ReSample(skip=3, travel=2),
 ]
 STEPS = DDPM(steps=20)
 

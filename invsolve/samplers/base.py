@@ -14,6 +14,10 @@ from invsolve.levels import Move
 from invsolve.noise import NoiseSource
 
 
+class Unfit(TypeError):
+    """A sampler that cannot serve a kind of operator, likelihood or prior: the TypeError of its `init`, as `sample` passes it on."""
+
+
 @dataclass(frozen=True)
 class State:
     """The iterate x (B, *X) of a trajectory, and the estimate x0_hat of the clean image that led to it.
@@ -76,6 +80,8 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     "a share of the steps in [0, 1)": lambda v: 0 <= v < 1,
     "an interval (low, high)": lambda v: v[0] < v[1],
     "a finite number > 0": lambda v: 0 < v < math.inf,
+    "a finite number >= 0": lambda v: 0 <= v < math.inf,
+    "a whole number >= 0": lambda v: isinstance(v, int) and v >= 0,
     "a whole number >= 1": lambda v: isinstance(v, int) and v >= 1,
 }
 
@@ -93,7 +99,7 @@ def check_settings(sampler: Any, **rules: str) -> None:
     A rule is a key of `_RULES`, and the words of the message: `check_settings(self, zeta="a number >= 0")`. Raises ValueError
     with the name, the value and what is needed.
     """
-    for name, allowed in _choices(type(sampler)).items():
+    for name, allowed in _choices(sampler.__class__).items():
         if getattr(sampler, name) not in allowed:
             raise ValueError(f"{name}={getattr(sampler, name)!r}; one of {', '.join(allowed)} is needed")
     for name, rule in rules.items():

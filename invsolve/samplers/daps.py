@@ -16,7 +16,7 @@ from torch import Tensor
 
 from invsolve import inner, kernels
 from invsolve.levels import Level, Move
-from invsolve.likelihoods import GaussianLikelihood
+from invsolve.likelihoods import GaussianLikelihood, PulledBack
 from invsolve.lipschitz import curvature
 from invsolve.noise import NoiseSource
 from invsolve.samplers.base import State, check_settings
@@ -58,6 +58,8 @@ class DAPS:
         momentum: of "underdamped"; 0 is "langevin".
         likelihood: "correct", log p(y | x) with its one-half; "official", the gradient of -||y - A x||^2 / tau^2 as in the
             authors' code (for "metropolis" with the one-half, as there); "legacy", that of their first version with the half.
+        clip: None, or a bound on each entry of the gradient of ||y - A x||^2 in a chain, which turns large forces away from
+            their direction; 1 in the authors' code for latent priors, without a word in the paper.
 
     Any schedule, any operator, any likelihood that the inner draw can serve; no backward pass through the network.
     """
@@ -75,10 +77,11 @@ class DAPS:
     momentum: float = 0.9
     likelihood: Literal["correct", "official", "legacy"] = "correct"
     tau: float = 0.01
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         check_settings(self, **dict.fromkeys(("ode_steps", "inner_steps", "leapfrogs"), "a whole number >= 1"))
-        check_settings(self, **dict.fromkeys(("ode_sigma_min", "prior_std", "lr", "tau"), "a finite number > 0"))
+        check_settings(self, **dict.fromkeys(("ode_sigma_min", "prior_std", "lr", "tau", "clip"), "a finite number > 0"))
         check_settings(self, lr_min_ratio="a number in (0, 1]", momentum="a number in [0, 1)")
 
     def init(self, target: Any, x: Tensor) -> Annealed:
@@ -89,6 +92,8 @@ class DAPS:
         likelihood = self._likelihood(target.likelihood)
         if self.inner == "exact" and not _closed(likelihood):
             raise TypeError("inner='exact' needs a linear operator and Gaussian noise; take 'auto' or one of the chains")
+        if self.clip is not None and not isinstance(_of_images(likelihood), GaussianLikelihood):
+            raise TypeError(f"clip={self.clip} is for Gaussian noise, not for a {type(_of_images(likelihood)).__name__}")
         if self._exact(likelihood) or self.lr is not None or not _closed(likelihood):
             return Annealed(x)
         return Annealed(x, None, curvature(likelihood.score, torch.zeros_like(x))[:, None])
@@ -126,17 +131,20 @@ class DAPS:
         if lr is None:
             held = state.curvature
             largest = 1 / r**2 + (curvature(likelihood.score, x0, iterations=5) if held is None else held[:, 0])
+        if self.clip is not None:
+            likelihood = _Clipped(likelihood, self.clip / (2 * _of_images(likelihood).sigma ** 2))
         return chain.draw(inner.around(likelihood, x0, r), x0, noise, largest)
 
     def _likelihood(self, likelihood: Any) -> Any:
         if self.likelihood == "correct":
             return likelihood
-        if not isinstance(likelihood, GaussianLikelihood):
-            raise TypeError(f"likelihood={self.likelihood!r} is for Gaussian noise, not for a {type(likelihood).__name__}")
-        scaled = copy.copy(likelihood)
+        images = _of_images(likelihood)
+        if not isinstance(images, GaussianLikelihood):
+            raise TypeError(f"likelihood={self.likelihood!r} is for Gaussian noise, not for a {type(images).__name__}")
+        scaled = copy.copy(images)
         doubled = self.likelihood == "official" and self.inner != "metropolis"
         scaled.sigma = self.tau / math.sqrt(2) if doubled else self.tau
-        return scaled
+        return scaled if images is likelihood else PulledBack(scaled, likelihood.decode)
 
     def _exact(self, likelihood: Any) -> bool:
         return self.inner == "exact" or (self.inner == "auto" and _closed(likelihood))
@@ -144,3 +152,22 @@ class DAPS:
 
 def _closed(likelihood: Any) -> bool:
     return isinstance(likelihood, GaussianLikelihood) and bool(likelihood.operator.linear)
+
+
+def _of_images(likelihood: Any) -> Any:
+    """What stands behind the decoder with a latent prior, else the likelihood itself."""
+    return getattr(likelihood, "inner", likelihood)
+
+
+@dataclass(frozen=True)
+class _Clipped:
+    """A likelihood whose score is bounded entry by entry."""
+
+    likelihood: Any
+    limit: float
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.likelihood.log_prob(x)
+
+    def score(self, x: Tensor) -> Tensor:
+        return self.likelihood.score(x).clamp(-self.limit, self.limit)

@@ -1,0 +1,39 @@
+"""What samplers on codes share: the likelihood of images behind the decoder, what they need of it, and its misfit."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from invsolve.likelihoods import GaussianLikelihood
+
+Gradient = Literal["norm", "squared"]
+
+
+def image_likelihood(target: Any) -> Any:
+    """The likelihood of images: what stands behind the decoder with a latent prior, else the target's own."""
+    return getattr(target.likelihood, "inner", target.likelihood)
+
+
+def needs_linear_gaussian(likelihood: Any, what: str, instead: str) -> None:
+    """Raises TypeError unless the likelihood is Gaussian with a linear operator."""
+    if not isinstance(likelihood, GaussianLikelihood):
+        raise TypeError(f"{what} needs a GaussianLikelihood, not a {type(likelihood).__name__}; {instead}")
+    if not likelihood.operator.linear:
+        raise TypeError(f"{what} needs a linear operator; {type(likelihood.operator).__name__} is not linear; {instead}")
+
+
+def check_gradient(likelihood: Any, gradient: Gradient) -> None:
+    """Raises TypeError or ValueError unless `misfit_grad` exists for a likelihood of images."""
+    if gradient == "squared" and not isinstance(likelihood, GaussianLikelihood):
+        raise TypeError(f"gradient='squared' needs a GaussianLikelihood, not a {type(likelihood).__name__}; 'norm' takes any")
+    if gradient == "squared" and likelihood.sigma == 0:
+        raise ValueError("gradient='squared' is taken from log p(y | x), which needs sigma > 0; 'norm' does not")
+
+
+def misfit_grad(likelihood: Any, x: Tensor, gradient: Gradient) -> Tensor:
+    """The gradient of ||y - A(x)||, or of its square, by x (B, *X): an image, or a code if the likelihood is one of codes."""
+    if gradient == "norm":
+        return likelihood.misfit_grad(x)
+    return likelihood.score(x) * (-2 * getattr(likelihood, "inner", likelihood).sigma ** 2)

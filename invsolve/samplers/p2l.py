@@ -1,0 +1,201 @@
+"""Prompt tuning for latent diffusion inverse solvers.
+
+Chung, Ye, Milanfar, Delbracio, "Prompt-tuning latent diffusion models for inverse problems", ICML 2024 (arXiv 2310.01110).
+The authors have released no code; this follows the algorithm of the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from invsolve import kernels
+from invsolve.levels import Level, Move
+from invsolve.likelihoods import GaussianLikelihood
+from invsolve.noise import NoiseSource
+from invsolve.optimise import Adam, adam_step
+from invsolve.reverse import linearize, linearize_prompt
+from invsolve.samplers.base import State, check_settings
+from invsolve.samplers.codes import Gradient, check_gradient, image_likelihood, misfit_grad, needs_linear_gaussian
+
+
+@dataclass(frozen=True)
+class Prompted(State):
+    """The code, the embedding of each row (B, *E) with the running means of its Adam, and the embedding again for observers."""
+
+    statistics: ClassVar[tuple[str, ...]] = ("prompt",)
+
+    embedding: Tensor | None = None
+    mean: Tensor | None = None
+    square: Tensor | None = None
+    count: int = 0
+    prompt: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class P2L:
+    """DDIM steps on codes z, guided by y, whose prompt is tuned to y on the way; now and then the decoded estimate is fitted to y.
+
+    At each level: K steps of Adam on the embedding C of each row (on its own); the posterior mean z0_hat given it; a DDIM
+    step; and down the gradient of the misfit of D(z0_hat). Every `gamma` steps z0_hat is replaced in the DDIM step by E(x), x the
+    image between D(z0_hat) and y, which also brings it into the range of the encoder.
+
+    Args:
+        K: Adam steps a level. The paper's: 1 for images of 512 pixels; 5 for SDXL. 0 leaves the prompt alone: latent DPS
+            with range projection, for any prior, also one without condition.
+        lr, lr_unit: of Adam. "absolute", the paper's 1e-4, made for 77 x 768 numbers of size 1: an entry moves by no more
+            than about lr a step, so a small embedding needs more. "rms": in units of the root mean square of an entry of the
+            prior's table of classes, or else of its null embedding; 0.01 is a fair start.
+        adam: "fresh", its running means begin anew at each level (the paper's algorithm), or "persistent".
+        tuned: [low, high], the sigma/alpha within which the prompt is tuned; all, in the paper. Towards the end z_t has more to
+            say than the prompt, and tuning costs as much there as anywhere.
+        radius: None, or how far each token (vector along the last axis of C) may go from where it began.
+        penalty: kappa: C has the prior N(m, S)^kappa, with the mean and (per entry) the variance of the prior's table of
+            classes; without a table those of the start: itself, and the mean square of its entries.
+        spread: s: while the prompt is tuned y counts as if it had the variance sigma_y^2 + r^2, r^2 = ratio^2 s^2/(ratio^2 + s^2),
+            of what x_t leaves open if pixels have the standard deviation s. 0 is the paper's. Adam does not mind a factor, so
+            this matters where there is a penalty, which would else be nothing beside the misfit at noisy levels.
+        gamma: period of the range projection in steps, counted from the end; 8 is the paper's, 0 is never.
+        lam: of the projection, argmin_x ||y - A x||^2 / 2 + lam ||x - D(z0_hat)||^2 / 2; the paper's 1. None takes the weight
+            sigma_y^2/ratio^2 that is right if D(z0_hat) is off by ratio = sigma/alpha.
+        zeta: of the gradient step on z (the paper's rho).
+        gradient: of that step: "norm", of ||y - A D(z0_hat)|| (published), or "squared".
+        eta: of the DDIM step; 0 published.
+
+    Projection needs a linear operator and Gaussian noise (TypeError otherwise; gamma = 0 takes any). Prompt tuning needs
+    sigma_y > 0. A level costs K + 1 forward and backward passes of network and decoder, a projection one decoding, one
+    encoding and one solve. Biased as DPS is. Where the noise is high the tuned embedding is the one whose mean image fits y
+    best by least squares: neither the most likely nor a draw (which the penalty comes nearer to).
+    """
+
+    K: int = 1
+    lr: float = 1e-4
+    lr_unit: Literal["absolute", "rms"] = "absolute"
+    adam: Literal["fresh", "persistent"] = "fresh"
+    tuned: tuple[float, float] = (0.0, math.inf)
+    radius: float | None = None
+    penalty: float = 0.0
+    spread: float = 0.0
+    gamma: int = 8
+    lam: float | None = 1.0
+    zeta: float = 1.0
+    gradient: Gradient = "norm"
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self, K="a whole number >= 0", gamma="a whole number >= 0", tuned="an interval (low, high)", eta="a number in [0, 1]"
+        )
+        check_settings(self, **dict.fromkeys(("lr", "radius", "lam"), "a finite number > 0"))
+        check_settings(self, **dict.fromkeys(("penalty", "spread", "zeta"), "a finite number >= 0"))
+
+    def init(self, target: Any, x: Tensor) -> Prompted:
+        """The code, and for each row the embedding that the prior has been given, or its null.
+
+        Raises TypeError or ValueError for a prior without condition (unless K = 0) and for a likelihood that is not fit.
+        """
+        likelihood, prior = image_likelihood(target), target.prior
+        if self.gamma:
+            needs_linear_gaussian(likelihood, "the range projection of P2L", "gamma=0 takes any")
+        check_gradient(likelihood, self.gradient)
+        if self.K == 0:
+            return Prompted(x)
+        if not getattr(prior, "conditional", hasattr(prior, "conditioned")):
+            kind = type(getattr(prior, "prior", prior)).__name__
+            raise TypeError(f"P2L tunes the prompt, and a {kind} takes none; K=0 leaves it alone (latent DPS with range projection)")
+        if self.spread and not isinstance(likelihood, GaussianLikelihood):
+            raise TypeError(f"spread={self.spread} needs a GaussianLikelihood, not a {type(likelihood).__name__}; 0 takes any")
+        if getattr(_conditional(prior), "guidance", 1.0) == 0:
+            raise ValueError("guidance=0 keeps the prompt from the network, so that there is nothing to tune; K=0 leaves it alone")
+        if getattr(likelihood, "sigma", 1.0) == 0:
+            raise ValueError("the prompt is tuned by log p(y | x), which needs sigma > 0; K=0 leaves it alone")
+        c = _start(prior, x)
+        zero = torch.zeros_like(c)
+        return Prompted(x, None, c, zero, zero, 0, c)
+
+    def step(self, target: Any, state: Prompted, move: Move, noise: NoiseSource) -> Prompted:
+        """One move: tune the prompt, DDIM step (projected when it is due), gradient step."""
+        x, t = state.x, move.t
+        if self.K and self.tuned[0] <= t.ratio <= self.tuned[1]:
+            state = self._tune(target, state, t)
+        prior = target.prior if state.embedding is None else target.prior.conditioned(state.embedding)
+        x0, pull, _ = linearize(prior, x, t)
+        x_s = kernels.ddim(x, x0, move, noise.normal(x.shape[1:]) if self.eta else None, self.eta)
+        if self.gamma and (move.total - move.index) % self.gamma == 0:
+            # The noise of x_t stays that of the network, and is not computed anew from the projected estimate.
+            x_s = torch.add(x_s, self._project(target, x0, t) - x0, alpha=move.s.alpha)
+        down = pull(misfit_grad(target.likelihood, x0, self.gradient))
+        return replace(state, x=torch.sub(x_s, down, alpha=self.zeta), x0=x0)
+
+    def result(self, state: Prompted) -> Tensor:
+        """The last code."""
+        return state.x
+
+    def _tune(self, target: Any, state: Prompted, t: Level) -> Prompted:
+        """K steps of Adam against the gradient of -log p(y | D(z0_hat)) + the penalty, z_t held."""
+        c, mean, square = state.embedding, state.mean, state.square
+        assert c is not None and mean is not None and square is not None
+        adam = Adam(mean, square, state.count) if self.adam == "persistent" else Adam.start(c)
+        start, unit = _start(target.prior, state.x), _unit(target.prior) if self.lr_unit == "rms" else 1.0
+        for _ in range(self.K):
+            x0, pull = linearize_prompt(target.prior, state.x, t, c)
+            grad = pull(target.likelihood.score(x0)) * -self._sharpness(target, t)
+            if self.penalty:
+                m, variance = _statistics(target.prior, start)
+                grad = grad + self.penalty * (c - m) / variance
+            moved, adam = adam_step(torch.zeros_like(c), grad, adam, self.lr)
+            c = c + unit * moved
+            if self.radius is not None:
+                length = torch.linalg.vector_norm(c - start, dim=-1, keepdim=True)
+                c = start + (c - start) * (self.radius / length.clamp_min(self.radius))
+        return replace(state, embedding=c, mean=adam.mean, square=adam.square, count=adam.count, prompt=c)
+
+    def _sharpness(self, target: Any, t: Level) -> float:
+        """sigma_y^2 / (sigma_y^2 + r^2)."""
+        if self.spread == 0:
+            return 1.0
+        r = t.ratio * self.spread / math.hypot(t.ratio, self.spread)
+        return 1 / (1 + (r / image_likelihood(target).sigma) ** 2)
+
+    def _project(self, target: Any, x0: Tensor, t: Level) -> Tensor:
+        """E(x) of the image x between D(z0_hat) and y."""
+        likelihood, x = image_likelihood(target), target.prior.decode(x0)
+        if self.lam is None:
+            return target.prior.encode(likelihood.prox(x, t.ratio))
+        return target.prior.encode(likelihood.operator.prox_l2(x, likelihood.y, 1 / self.lam))
+
+
+def _start(prior: Any, x: Tensor) -> Tensor:
+    """The embedding that the prior has been given, else its null, for each row of x: (B, *E), in single precision at least."""
+    given, null = getattr(_conditional(prior), "embedding", None), prior.null
+    c = null if given is None else given
+    c = (c if c.ndim > null.ndim else c[None]).expand(len(x), *null.shape)
+    return c.to(device=x.device, dtype=torch.promote_types(c.dtype, torch.float32))
+
+
+def _conditional(prior: Any) -> Any:
+    """The conditional prior, behind the autoencoder where there is one."""
+    return getattr(prior, "prior", prior)
+
+
+def _table(prior: Any) -> Tensor | None:
+    """The embeddings of the classes that the prior was trained on (N, *E), if it has any."""
+    return getattr(_conditional(prior), "class_embeddings", None)
+
+
+def _unit(prior: Any) -> Tensor:
+    """The root mean square of an entry of the table of classes, else of the null embedding."""
+    table = _table(prior)
+    return (prior.null if table is None else table).square().mean().sqrt()
+
+
+def _statistics(prior: Any, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of an embedding, each of a shape that broadcasts to (B, *E)."""
+    table = _table(prior)
+    if table is None:
+        return start, start.flatten(1).square().mean(1).view(-1, *[1] * (start.ndim - 1))
+    return table.mean(0), table.var(0, correction=0)
