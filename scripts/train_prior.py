@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from training_data import EVALUATION_PHOTOS, TrainingImages, TrainingPhantoms, t
 
 from invsolve.phantoms import EVALUATION_SEED
 
-SCHEDULER = {
+SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
     "beta_end": 2e-2,
@@ -61,22 +62,72 @@ def build_unet(channels: tuple[int, ...], image_channels: int = 3, size: int = 6
     )
 
 
-class DiffusionTraining(LightningModule):
-    """Denoising objective E ||v_theta(x_t, t) - (alpha z - sigma x_0)||^2, photographs augmented by kornia.
+class Annealed(LightningModule):
+    """AdamW at a constant rate after a short warm-up, annealed linearly to zero over `finish_s` seconds where that is set."""
 
-    Levels are drawn continuously, stratified over the batch: 80 % with a log-normal sigma/alpha around 0.4 (where the
+    def __init__(self) -> None:
+        super().__init__()
+        self.finish_s: float | None = None
+        self.started = time.monotonic()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        scale = min(1.0, (self.global_step + 1) / self.hparams["warmup"])
+        if self.finish_s is not None:
+            scale *= max(0.0, 1 - (time.monotonic() - self.started) / self.finish_s)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.hparams["lr"] * scale
+        super().optimizer_step(*args, **kwargs)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=self.hparams["lr"], betas=(0.9, 0.99), weight_decay=1e-3)
+
+
+class Denoising(Annealed):
+    """Denoising objective E ||v_theta(x_t, t) - (alpha z - sigma x_0)||^2.
+
+    Levels are drawn continuously, stratified over the batch: 80 % with a log-normal sigma/alpha around `centre` (where the
     image is decided and where it is refined), 20 % uniform over the training table (which holds the noisiest levels).
     """
+
+    centre, spread = math.exp(-0.9), 1.3
+
+    def __init__(self) -> None:
+        super().__init__()
+        betas = torch.linspace(SCHEDULER["beta_start"], SCHEDULER["beta_end"], 1000, dtype=torch.float64)
+        alpha_bar = torch.cumprod(1 - betas, 0)
+        self.register_buffer("log_ratio", (0.5 * torch.log((1 - alpha_bar) / alpha_bar)).float(), persistent=False)
+
+    def levels(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Fractional network times and (alpha, sigma), each (batch,)."""
+        u = (torch.rand(()) + torch.arange(batch) / batch) % 1
+        u = u[torch.randperm(batch)].to(self.device)
+        log_normal = math.log(self.centre) + self.spread * math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-0.9999, 0.9999))
+        table: Tensor = self.log_ratio
+        uniform = torch.rand(batch, device=self.device) * 999
+        low = uniform.floor().long().clamp(max=998)
+        along = table[low] + (uniform - low) * (table[low + 1] - table[low])
+        ratio = torch.where(torch.rand(batch, device=self.device) < 0.2, along, log_normal).clamp(float(table[0]), float(table[-1]))
+        k = torch.searchsorted(table, ratio).clamp(1, 999)
+        t = (k - 1) + (ratio - table[k - 1]) / (table[k] - table[k - 1])
+        alpha = torch.sigmoid(-2 * ratio).sqrt()
+        return t, alpha, torch.sigmoid(2 * ratio).sqrt()
+
+    def v_loss(self, x0: Tensor, network: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The objective for clean signals (B, C, H, W), one level each; `network(x_t, t)` predicts v."""
+        t, alpha, sigma = self.levels(len(x0))
+        alpha, sigma = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
+        z = torch.randn_like(x0)
+        x_t = (alpha * x0 + sigma * z).to(memory_format=torch.channels_last)
+        return (network(x_t, t).float() - (alpha * z - sigma * x0)).square().mean()
+
+
+class DiffusionTraining(Denoising):
+    """The objective in pixel space; photographs are augmented by kornia."""
 
     def __init__(self, channels: tuple[int, ...], lr: float, warmup: int = 300, data: str = "photo", size: int = 64):
         super().__init__()
         self.save_hyperparameters()
         self.unet = build_unet(channels, IMAGE_CHANNELS[data], size)
-        betas = torch.linspace(SCHEDULER["beta_start"], SCHEDULER["beta_end"], 1000, dtype=torch.float64)  # type: ignore[arg-type]
-        alpha_bar = torch.cumprod(1 - betas, 0)
-        self.register_buffer("log_ratio", (0.5 * torch.log((1 - alpha_bar) / alpha_bar)).float(), persistent=False)
-        self.finish_s: float | None = None  # seconds over which the rate goes to zero
-        self.started = time.monotonic()
         self.augment: Any = None
         if data != "photo":
             return  # phantoms come with all their variety
@@ -89,44 +140,13 @@ class DiffusionTraining(LightningModule):
             same_on_batch=False,
         )
 
-    def levels(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Fractional network times and (alpha, sigma), each (batch,)."""
-        u = (torch.rand(()) + torch.arange(batch) / batch) % 1
-        u = u[torch.randperm(batch)].to(self.device)
-        log_normal = -0.9 + 1.3 * math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-0.9999, 0.9999))
-        table: Tensor = self.log_ratio  # type: ignore[assignment]
-        uniform = torch.rand(batch, device=self.device) * 999
-        low = uniform.floor().long().clamp(max=998)
-        along = table[low] + (uniform - low) * (table[low + 1] - table[low])
-        ratio = torch.where(torch.rand(batch, device=self.device) < 0.2, along, log_normal).clamp(float(table[0]), float(table[-1]))
-        k = torch.searchsorted(table, ratio).clamp(1, 999)
-        t = (k - 1) + (ratio - table[k - 1]) / (table[k] - table[k - 1])
-        alpha = torch.sigmoid(-2 * ratio).sqrt()
-        return t, alpha, torch.sigmoid(2 * ratio).sqrt()
-
     def training_step(self, x0: Tensor, index: int) -> Tensor:
         if self.augment is not None:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 x0 = self.augment((x0 + 1) / 2).clamp(0, 1) * 2 - 1
-        t, alpha, sigma = self.levels(len(x0))
-        alpha, sigma = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
-        z = torch.randn_like(x0)
-        x_t = (alpha * x0 + sigma * z).to(memory_format=torch.channels_last)
-        v = self.unet(x_t, t).sample.float()
-        loss = (v - (alpha * z - sigma * x0)).square().mean()
+        loss = self.v_loss(x0, lambda x_t, t: self.unet(x_t, t).sample)
         self.log("loss", loss, prog_bar=False)
         return loss
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        scale = min(1.0, (self.global_step + 1) / self.hparams["warmup"])
-        if self.finish_s is not None:
-            scale *= max(0.0, 1 - (time.monotonic() - self.started) / self.finish_s)
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.hparams["lr"] * scale
-        super().optimizer_step(*args, **kwargs)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=self.hparams["lr"], betas=(0.9, 0.99), weight_decay=1e-3)
 
 
 class Progress(Callback):
@@ -149,6 +169,34 @@ class Progress(Callback):
             # Here, not after fit(): by then the averaged weights have replaced the raw ones that training continues from.
             trainer.save_checkpoint(self.last)
         trainer.should_stop = done
+
+
+def steps_done(work: Path) -> int:
+    """Steps of the checkpoint in a work folder, 0 without one."""
+    last = work / "last.ckpt"
+    return int(torch.load(last, weights_only=True)["global_step"]) if last.exists() else 0
+
+
+def fit(module: Annealed, loader: DataLoader[Any], work: Path, minutes: float, finish: bool) -> int:
+    """Trains, from the checkpoint in `work` if there is one, and leaves the averaged weights in the module; the steps in all."""
+    last = work / "last.ckpt"
+    module.finish_s = minutes * 60 if finish else None
+    trainer = Trainer(
+        default_root_dir=work,
+        max_epochs=-1,
+        precision="bf16-mixed",
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=[
+            Progress(minutes, last),
+            EMAWeightAveraging(decay=0.999),
+        ],
+    )
+    trainer.fit(module, loader, ckpt_path=last if last.exists() else None)
+    return trainer.global_step
 
 
 def export(module: DiffusionTraining, folder: Path, recipe: dict[str, Any]) -> None:
@@ -227,37 +275,19 @@ def main() -> None:
     if args.data == "phantom" and args.images is not None:
         parser.error("--images belongs to --data photo")
 
-    last = args.work / "last.ckpt"
-    resume = last if last.exists() else None
-    epoch = int(torch.load(resume, weights_only=True)["global_step"]) if resume else 0
+    epoch = steps_done(args.work)
     torch.manual_seed(args.seed + epoch)
     module = DiffusionTraining(tuple(args.channels), args.lr, data=args.data, size=args.size)
-    module.finish_s = args.minutes * 60 if args.finish else None
     images: IterableDataset[torch.Tensor] = (
         TrainingImages(args.size, args.leaves, args.images, args.seed, epoch)
         if args.data == "photo"
         else TrainingPhantoms(args.size, args.seed, epoch * args.batch)
     )
     loader = DataLoader(images, batch_size=args.batch, num_workers=args.workers, pin_memory=torch.cuda.is_available())
-    trainer = Trainer(
-        default_root_dir=args.work,
-        max_epochs=-1,
-        precision="bf16-mixed",
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        callbacks=[
-            Progress(args.minutes, last),
-            EMAWeightAveraging(decay=0.999),
-        ],
-    )
     module.unet.to(memory_format=torch.channels_last)
-    trainer.fit(module, loader, ckpt_path=resume)
+    steps = fit(module, loader, args.work, args.minutes, args.finish)
     if args.finish:
-        # EMAWeightAveraging has left the averaged weights in the module.
-        export(module, args.export or args.work / "export", recipe_of(args, trainer.global_step))
+        export(module, args.export or args.work / "export", recipe_of(args, steps))
 
 
 if __name__ == "__main__":

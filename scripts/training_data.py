@@ -13,12 +13,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import IterableDataset, get_worker_info
 
+from invsolve.glyphs import glyph
 from invsolve.phantoms import EVALUATION_SEED, phantom
 
 EVALUATION_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -227,23 +229,46 @@ def _relight(crop: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return crop.contiguous()
 
 
-class TrainingPhantoms(IterableDataset):  # type: ignore[type-arg]
-    """An endless stream of complex phantoms, float32 (2, size, size) in [-1, 1], each new (`invsolve.phantoms`).
+class Rendered(IterableDataset):  # type: ignore[type-arg]
+    """An endless stream of what `draw(index)` renders, each index once, shared among the workers of a loader.
 
     Args:
-        size: side of a phantom in pixels.
-        seed: stream of the phantoms; ValueError for the one that scores are measured on.
-        start: index of the first phantom: a restart continues behind those already seen.
+        start: the first index: a restart continues behind those already seen.
+        seed: the stream that `draw` draws from; ValueError for the one that scores are measured on.
     """
 
-    def __init__(self, size: int = 128, seed: int = 0, start: int = 0):
+    def __init__(self, seed: int, start: int):
         if seed == EVALUATION_SEED:
-            raise ValueError(f"seed {seed} is that of the evaluation phantoms and must not be trained on")
-        self.size, self.seed, self.start = size, seed, start
+            raise ValueError(f"seed {seed} is that of the evaluation data and must not be trained on")
+        self.seed, self.start = seed, start
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    def draw(self, index: int) -> Any:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
         index, stride = (self.start + info.id, info.num_workers) if info else (self.start, 1)
         while True:
-            yield phantom(self.seed, index, self.size)
+            yield self.draw(index)
             index += stride
+
+
+class TrainingPhantoms(Rendered):
+    """Complex phantoms, float32 (2, size, size) in [-1, 1] (`invsolve.phantoms`)."""
+
+    def __init__(self, size: int = 128, seed: int = 0, start: int = 0):
+        super().__init__(seed, start)
+        self.size = size
+
+    def draw(self, index: int) -> torch.Tensor:
+        return phantom(self.seed, index, self.size)
+
+
+class TrainingGlyphs(Rendered):
+    """Glyphs in the training faces and on the training backgrounds, float32 (3, 64, 64), each with its class (`invsolve.glyphs`)."""
+
+    def __init__(self, seed: int = 0, start: int = 0):
+        super().__init__(seed, start)
+
+    def draw(self, index: int) -> tuple[torch.Tensor, int]:
+        return glyph(self.seed, index)
