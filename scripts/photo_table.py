@@ -32,7 +32,7 @@ from invsolve.resources import resource
 from invsolve.samplers import DPS
 from invsolve.samplers.base import State, Stateless
 from invsolve.schedules import DDPM
-from operators import GaussianBlur, Inpainting, SuperResolution
+from operators import Blur, GaussianBlur, Inpainting, SuperResolution
 
 SIGMA = 0.05
 TASKS: dict[str, Callable[[int], Any]] = {
@@ -40,6 +40,7 @@ TASKS: dict[str, Callable[[int], Any]] = {
     "random 70 %": lambda n: Inpainting((3, n, n), kind="random", fraction=0.7),
     "SR x4": lambda n: SuperResolution((3, n, n), factor=4, kind="bicubic"),
     "blur": lambda n: GaussianBlur((3, n, n), std=2.0, boundary="reflect"),
+    "motion": lambda n: Blur((3, n, n), kernel="motion", taps=15, intensity=0.5),
 }
 TV_WEIGHTS = (0.001, 0.002, 0.004, 0.01, 0.03, 0.06, 0.12)
 CONTROL_STEPS = 50
