@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from operators.names import missing
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -35,4 +37,4 @@ def __getattr__(name: str) -> Any:
     # Heavy packages (deepinv, diffusers) are imported by what needs them, not by `import invsolve`.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'invsolve' has no attribute {name!r}")
+    raise missing(__name__, name, __all__)

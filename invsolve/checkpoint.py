@@ -62,7 +62,9 @@ def fingerprint(
         )
         behaviour = operator.A(probe)
     network = [known or getattr(prior, "network", None)]
-    network += [getattr(prior, name, None) for name in ("precision", "channels_last", "prediction", "table")]
+    inner, codec = getattr(prior, "prior", prior), getattr(prior, "autoencoder", None)
+    network += [getattr(inner, name, None) for name in ("precision", "channels_last", "prediction", "table", "embedding", "guidance")]
+    network += [getattr(codec, name, None) for name in ("tile", "quantize", "scale", "shift")]
     return {
         "sampler": repr(sampler),
         "schedule": of([(*m.t, *m.s) for m in steps]),

@@ -88,12 +88,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="what to look at")
     command = commands.add_parser("list", help="list what can be named", description="list what can be named")
     command.add_argument("group", nargs="?", help="prior, operator, noise, schedule, sampler, data or run; all without it")
+    command.add_argument("--all", action="store_true", help="every name, also those of a family of settings")
     return parser
 
 
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "list":
-        return _list(options.group)
+        return _list(options.group, options.all)
     for flag in ("debug", "overwrite"):
         if hasattr(options, flag) and f"--{flag}" in options.overrides:
             setattr(options, flag, True)
@@ -116,7 +117,8 @@ def _dispatch(options: argparse.Namespace) -> int:
     return 1 if result.failed else 0
 
 
-def _list(group: str | None) -> int:
+def _list(group: str | None, every: bool) -> int:
+    """Prints the names of a group, or of all groups; then a family of settings is one line unless `every`."""
     from invsolve import tables
 
     # `invsolve list samplers` reads as naturally as `invsolve list sampler`.
@@ -125,6 +127,8 @@ def _list(group: str | None) -> int:
     groups = tables.GROUPS if group is None else (group,)
     for shown in groups:
         entries = tables.listing(shown)
+        if group is None and not every:
+            entries = tables.gathered(entries)
         print(f"{shown}:")
         width = max((len(name) for name, _ in entries), default=0)
         for name, text in entries:

@@ -18,7 +18,7 @@ from invsolve.memory import rows_that_fit
 from invsolve.monitor import Event, Monitor, Observer
 from invsolve.noise import Noise, Row
 from invsolve.posterior import Posterior
-from invsolve.samplers.base import Sampler
+from invsolve.samplers.base import Sampler, Unfit
 from invsolve.schedules import Schedule, moves
 
 
@@ -61,7 +61,8 @@ def sample(
         noise_device: "cpu" draws the same numbers on every machine, "device" draws them on the accelerator.
 
     Returns (B, n, *X) on the prior's device, in the prior's range ([-1, 1] for images), not clamped.
-    Raises ValueError for shapes, ids or levels that do not fit, and Divergence if a trajectory leaves all bounds.
+    Raises ValueError for shapes, ids or levels that do not fit, TypeError (`samplers.base.Unfit`) for an operator or likelihood
+    of a kind that the sampler cannot serve, and Divergence if a trajectory leaves all bounds.
     """
     n = _checked(sampler, target, schedule, n)
     # Samplers need autograd: leave Lightning's inference mode, whatever the caller runs under.
@@ -134,7 +135,10 @@ class _Walk:
             self._finish(store.statistics(number))
             return finished.to(self.noise.device)
         x = self.noise.normal(shape) * self.steps[0].t.sigma
-        state = self.sampler.init(self.target, x)
+        try:
+            state = self.sampler.init(self.target, x)
+        except TypeError as error:
+            raise Unfit(*error.args) from error
         first = 0
         if store is not None and (saved := store.running(number)) is not None:
             first, fields, self.noise.counts = saved
@@ -194,11 +198,11 @@ def _moved(likelihood: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 def _ids(target: Posterior, ids: Sequence[int | str] | None) -> list[int | str]:
     y = getattr(target.likelihood, "y", None)
-    if y is None:
-        per_row = getattr(target.prior, "_per_row", False)
-        count = len(target.prior.mean) if per_row else None  # type: ignore[attr-defined]
-    else:
-        count = len(y) if len(y) > 1 else None
+    inner: Any = getattr(target.prior, "prior", target.prior)
+    per_row = len(inner.mean) if getattr(inner, "_per_row", False) else getattr(inner, "rows", None)
+    count = per_row if y is None or len(y) == 1 else len(y)
+    if per_row is not None and count != per_row:
+        raise ValueError(f"the prior is for {per_row} images (one embedding or mean each), but y holds {count}")
     names: list[int | str] = list(range(count or 1)) if ids is None else [_id(name) for name in ids]
     if not names:
         raise ValueError("ids is empty; one id for each image is needed")

@@ -38,7 +38,7 @@ Observer = Callable[[Event], None]
 
 
 class Trajectory:
-    """An observer that keeps x0_hat of chosen steps on the CPU, per row.
+    """An observer that keeps x0_hat of chosen steps on the CPU, per row; of a latent prior, the code of it.
 
     Args:
         every: keep each `every`-th step and the last.

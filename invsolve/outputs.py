@@ -1,7 +1,7 @@
 """The output folder of a run, written so that a run killed at any moment continues where it was.
 
     config.yaml               the resolved configuration; `invsolve run FOLDER/config.yaml` is the same run
-    manifest.json             versions, device, seed, sha256 of the weights, and per id: input, time, network calls
+    manifest.json             versions, device, seed, sha256 of the weights, and per id: input, time, network calls, peak memory
     metrics.csv               id, sample, metric, value (sample is an index, `mean` for the posterior mean, or `chains`)
     arrays/<id>.npz           y, x (where known), samples (n, C, H, W) in [-1, 1], mean, std
     images/<id>/panel.png     what a person looks at first; also sample_<k>.png, and trajectory.gif on request

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve import Divergence, Posterior, __version__, panels, sample, tables
+from invsolve import Divergence, Posterior, __version__, memory, panels, sample, tables
 from invsolve.config import Config, ConfigError
 from invsolve.data import Item
 from invsolve.monitor import Event
 from invsolve.outputs import Row, RunFolder, replacing
 from invsolve.priors.loading import resolve_device
+from invsolve.samplers.base import Unfit
 from invsolve.schedules import moves
 
 _FRAMES = 60
@@ -152,8 +153,10 @@ class _Job:
         else:
             y = operator.measure(x, self.noise, seed=self.settings.seed, ids=ids)
         section = self.config.sections["noise"]
-        frames = _Frames(self._frame_indices()) if self.settings.trajectory else None
+        codec = getattr(self.prior, "autoencoder", None)
+        frames = _Frames(self._frame_indices(), getattr(codec, "decode", lambda x0: x0)) if self.settings.trajectory else None
         watch = self.sampler.watch() if hasattr(self.sampler, "watch") else None
+        memory.reset_peak(self.device)
         before, start = self._calls(), time.perf_counter()
         try:
             likelihood = tables.load_object(tables.LIKELIHOODS[section.name])(operator, y.to(self.device), **self.noise.parameters)
@@ -167,17 +170,18 @@ class _Job:
                 self.result.failed[ids[0]] = str(error)
                 self.folder.fail(ids[0], str(error))
             return
-        except (TypeError, ValueError) as error:  # samplers refuse a kind of operator or likelihood with a TypeError
+        except (Unfit, ValueError) as error:  # any other TypeError is a mistake of ours, and keeps its traceback
             raise ConfigError(f"sampler {self.config.sections['sampler'].name}: {' '.join(str(error).split())}") from error
         seconds = (time.perf_counter() - start) / len(batch)
         calls = _minus(self._calls(), before)
         self.result.seconds += seconds * len(batch)
         self.result.calls = _plus(self.result.calls, calls)
-        facts = {"seconds": round(seconds, 3), "network_calls": calls, "batch": len(batch), "image_shape": list(shape)}
+        facts: dict[str, Any] = {"seconds": round(seconds, 3), "network_calls": calls, "peak_memory_mb": memory.peak_megabytes(self.device)}
+        facts |= {"batch": len(batch), "image_shape": list(shape)}
         aligned = _aligned(operator, samples, x)
         closest = samples if x is None else torch.stack([operator.align(s, x) for s in samples.unbind(1)], 1)
         mean, std = aligned.mean(1), aligned.std(1) if samples.shape[1] > 1 else torch.zeros_like(aligned[:, 0])
-        if watch is not None:
+        if watch is not None and codec is None:  # the mean of a chain of codes is the code of no mean image
             mean, std = watch.moments(ids)
             mean = _aligned(operator, mean[:, None], x)[:, 0]
         residuals = [likelihood.discrepancy(s.to(self.device)).cpu() for s in (*samples.unbind(1), mean)]
@@ -322,10 +326,10 @@ class _Observers:
 
 
 class _Frames:
-    """An observer that keeps x0_hat of the first sample of every id at chosen steps, as bytes."""
+    """An observer that keeps x0_hat of the first sample of every id at chosen steps, as bytes; `decode` makes it an image."""
 
-    def __init__(self, indices: Sequence[int]) -> None:
-        self.indices = set(indices)
+    def __init__(self, indices: Sequence[int], decode: Callable[[Tensor], Tensor]) -> None:
+        self.indices, self.decode = set(indices), decode
         self.kept: dict[str, list[Any]] = {}
 
     def __call__(self, event: Event) -> None:
@@ -333,7 +337,8 @@ class _Frames:
             return
         for place, (id, k) in enumerate(event.rows):
             if k == 0:
-                self.kept.setdefault(str(id), []).append(panels.to_bytes(event.x0_hat[place].detach().float().cpu().numpy()))
+                image = self.decode(event.x0_hat[place : place + 1].detach())[0]
+                self.kept.setdefault(str(id), []).append(panels.to_bytes(image.float().cpu().numpy()))
 
 
 def _scores(done: _Done) -> list[Row]:

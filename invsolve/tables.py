@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ SECTIONS = ("prior", "operator", "noise", "schedule", "sampler", "data")
 GROUPS = (*SECTIONS, "run")
 
 DATA = {
+    "glyphs": "invsolve.data_glyphs:Glyphs",
     "images": "invsolve.data:Images",
     "measurement": "invsolve.data:Measurement",
     "mri_data": "invsolve.data_mri:MRIData",
@@ -92,6 +94,23 @@ def listing(group: str) -> list[tuple[str, str]]:
     if group not in GROUPS:
         raise unknown("group", group, GROUPS)
     return [(name, _help(group, name)) for name in names(group)]
+
+
+def gathered(entries: Iterable[tuple[str, str]], least: int = 5) -> list[tuple[str, str]]:
+    """A listing in which names that share their first two words or more, such as daps_official_*, stand on one line."""
+    families: dict[str, list[tuple[str, str]]] = {}
+    for name, text in entries:
+        first, second, *rest = [*name.split("_"), "", ""]
+        families.setdefault(f"{first}_{second}_" if any(rest) else name, []).append((name, text))
+    lines = []
+    for family in families.values():
+        if len(family) < least:
+            lines += family
+            continue
+        shared = "_".join(os.path.commonprefix([name.split("_") for name, _ in family]))
+        words = " ".join(os.path.commonprefix([text.split() for _, text in family]))
+        lines.append((f"{shared}_*", f"{words} ... ({len(family)} settings, named by `invsolve list --all`)".lstrip()))
+    return sorted(lines)
 
 
 def _help(group: str, name: str) -> str:

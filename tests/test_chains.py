@@ -6,7 +6,7 @@ import pytest
 import torch
 from problems import DOUBLE, problem_16, problem_mixture, randn, tensor
 
-from invsolve.chains import Chains, autocorrelation, effective_sample_size, probes, project, split_r_hat, welford
+from invsolve.chains import Chains, autocorrelation, draw_number, effective_sample_size, probes, project, split_r_hat, welford
 from invsolve.levels import Level
 from invsolve.lipschitz import curvature, jacobian_norm, operator_norm, power_iteration, step_sizes
 from operators import GaussianBlur, Identity, Inpainting, Matrix, SuperResolution
@@ -127,6 +127,16 @@ def test_the_report_pools_the_chains_and_judges_them():
     assert not slow.mixed
     still = report_of(torch.ones(4, 100, 2, dtype=DOUBLE) @ vectors.mT).report("a")
     assert not still.mixed and "stands still" in still.verdict
+
+
+def test_which_steps_are_kept():
+    kept = [draw_number(step, 20, 0.25, 4) for step in range(1, 21)]
+    assert [(step, k) for step, k in enumerate(kept, 1) if k] == [(9, 1), (13, 2), (17, 3)]
+    # About 2000 of a long chain, all of a short one, and none of a warm start (steps up to 0).
+    assert draw_number(100_000, 100_000, 0.2, None) == 2000 and draw_number(7, 10, 0.2, None) == 5
+    assert [draw_number(step, 10, 0.0, None) for step in (-3, 0, 1)] == [0, 0, 1]
+    with pytest.raises(ValueError, match="thinning=9; none of the 8 steps after the burn-in would be kept"):
+        draw_number(1, 10, 0.2, 9)
 
 
 def test_the_report_of_what_is_not_there():

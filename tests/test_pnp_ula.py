@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from problems import DOUBLE, problem_16, problem_mixture, problem_r1, randn, tensor
+from problems import DOUBLE, assert_drawn_from, problem_16, problem_mixture, problem_r1, randn, tensor
 
 from invsolve import Divergence, Posterior, kernels, sample
 from invsolve.affine import output_law
@@ -241,6 +241,32 @@ def test_the_weights_of_two_modes_from_either_of_them(start, kernel):
     sampler = PnPULA(steps, math.sqrt(epsilon), kernel=kernel, stages=3, box=FAR, delta=delta, start="noise")
     draws = run_chain(sampler, posterior, tensor([start]).repeat(n, 1))
     assert float((draws[:, 1] > 0).double().mean()) == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n))
+    # The mixture as a whole.
+    root = torch.linalg.cholesky(exact.cov[0])
+    white = torch.linalg.solve_triangular(root, (draws - exact.mean[0]).mT, upper=False)
+    assert float(white.mean(1).abs().max()) < 4 / math.sqrt(n)
+    assert float((torch.cov(white) - torch.eye(2, dtype=DOUBLE)).abs().max()) < 0.02 + 4 * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize("constraint", ["tail", "projected", "none"])
+@pytest.mark.parametrize("kernel", ["ula", "skrock"])
+def test_within_each_mode_the_law_is_the_predicted_one_and_the_weights_are_those_of_the_start(kernel, constraint):
+    posterior, epsilon, n, share = problem_mixture(), 0.0025, 8000, 0.25
+    delta = 0.01 if kernel == "ula" else 0.06
+    prior = posterior.prior
+    smooth = GaussianMixturePrior(prior.weights, prior.means, prior.covs + epsilon * torch.eye(2, dtype=DOUBLE))
+    exact = Posterior(smooth, posterior.likelihood).exact()
+    w, V = torch.linalg.eigh(torch.linalg.inv(exact.covs))
+    laws = [[skrock_law(delta * float(v), 4) if kernel == "skrock" else (1 - delta * float(v), 1.0) for v in mode] for mode in w]
+    variances = tensor([[2 * delta * Q**2 / (1 - R**2) for R, Q in mode] for mode in laws])
+    predicted = GaussianMixturePrior(tensor([share, 1 - share]), exact.means[0], V @ torch.diag_embed(variances) @ V.mT)
+    # The bias of the step is there to be seen: at least 4 % of a variance.
+    assert float((variances * w - 1).abs().max()) > 0.04
+    sampler = PnPULA(60, math.sqrt(epsilon), kernel=kernel, stages=4, constraint=constraint, delta=delta, start="noise")
+    start = exact.means[0].repeat_interleave(torch.tensor([n // 4, 3 * n // 4]), 0)
+    draws = run_chain(sampler, posterior, start)
+    assert int((draws[:, 1] > 0).sum()) == n // 4
+    assert_drawn_from(predicted, draws)
 
 
 class Wavy(Operator):

@@ -16,17 +16,17 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted([*ROOT.glob("invsolve/**/*.py"), *ROOT.glob("operators/**/*.py")])
 # Lower layers first; a module imports from its own layer or from lower ones.
 LAYERS = [
-    {"resources", "levels", "phantoms"},
+    {"resources", "levels", "phantoms", "glyphs"},
     {"schedules", "noise"},
-    {"priors", "kernels", "reverse", "likelihoods", "poisson_gaussian", "lipschitz", "chains", "inner"},
-    {"posterior"},
+    {"priors", "kernels", "reverse", "likelihoods", "poisson_gaussian", "lipschitz", "chains", "inner", "optimise"},
+    {"posterior", "problems"},
     {"samplers"},
     {"monitor", "checkpoint", "memory"},
     {"loop", "affine"},
     {"schema", "tables"},
     {"presets"},
     {"config"},
-    {"data", "data_mri", "panels", "outputs"},
+    {"data", "data_mri", "data_glyphs", "panels", "outputs"},
     {"run", "operator_cli"},
     {"cli"},
     {"__main__"},

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 
-from invsolve import outputs, run
+from invsolve import outputs, run, tables
 from invsolve.config import load
 from invsolve.resources import resource
 from operators import Inpainting
@@ -230,7 +231,10 @@ def test_list_show_and_version(small, cli, capsys):
     assert outcome.code == 0
     for word in ("sampler:", "  dps ", "  inpainting ", "  poisson ", "  karras ", "  photo_inpaint ", "  measurement "):
         assert word in outcome.out
-    assert cli("list", "samplers").out == cli("list", "sampler").out
+    assert cli("list", "samplers").out == cli("list", "sampler").out == cli("list", "sampler", "--all").out
+    everything = cli("list", "--all").out
+    assert set(cli("list", "sampler").out.splitlines()) <= set(everything.splitlines())
+    assert len(everything) > len(outcome.out) or "_*" not in outcome.out
     outcome = cli("list", "smaplers")
     assert outcome.code == 2 and "did you mean sampler" in outcome.err
     shown = cli("show", small, "sampler=unconditional")
@@ -238,6 +242,22 @@ def test_list_show_and_version(small, cli, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli("--version")
     assert stopped.value.code == 0 and "invsolve 0." in capsys.readouterr().out
+
+
+def test_a_family_of_settings_is_one_line():
+    words = ["box", "blur", "hdr", "phase", "random"]
+    family = [(f"latent_daps_official_{word}", f"DAPS on codes as published for {word}.") for word in words]
+    others = [("daps", "Annealing."), ("daps_official", "As published."), ("photo_sr4", ""), ("photo_hdr", "")]
+    line = ("latent_daps_official_*", "DAPS on codes as published for ... (5 settings, named by `invsolve list --all`)")
+    assert tables.gathered([*others, *family]) == sorted([*others, line])
+    assert tables.gathered([*others, *family[1:]]) == sorted([*others, *family[1:]])
+
+
+def test_a_mistake_of_ours_keeps_its_traceback_and_a_refusal_is_one_line(small, cli, prior):
+    refused(cli("run", small, "sampler=daps", "sampler.inner=exact", "operator=hdr", "noise.sigma=0.05"), "sampler daps: inner='exact'")
+    prior.denoise = lambda x, t: len(3)
+    with pytest.raises(TypeError, match="has no len"):
+        cli("run", small)
 
 
 def test_the_command_starts_without_torch():
