@@ -32,6 +32,7 @@ from training_data import training_photo_paths
 
 from invsolve import Divergence, Posterior, panels, sample, schema, tables
 from invsolve.config import Component, Config, ConfigError, Settings, load
+from invsolve.glyphs import SIZE, glyph
 from invsolve.phantoms import EVALUATION_SEED, phantom
 
 VARIED = ("motorcycle_left", "camera", "coins", "grace_hopper", "ihc", "brick")
@@ -87,13 +88,15 @@ def training_images(data: Component, count: int, size: int | None) -> Tensor:
 
     Raises ConfigError for data that there is no training set for.
     """
+    if data.name == "glyphs" and count >= 1 and size in (None, SIZE):
+        return torch.stack([glyph(PHANTOM_SEED, k)[0] for k in range(count)])
     side = size if size is not None else data.values.get("size")
     if not isinstance(side, int) or count < 1:
         raise ConfigError(f"--images {count} of side {side}: whole numbers >= 1 are needed; give --size")
     if data.name == "phantom":
         return torch.stack([phantom(PHANTOM_SEED, k, side) for k in range(count)])
     if data.name != "images":
-        raise ConfigError(f"data {data.name}: a sweep needs images or phantoms, for which there are training images")
+        raise ConfigError(f"data {data.name}: a sweep needs images, phantoms or glyphs (64 x 64), for which there are training images")
     known = {path.stem: path for path in training_photo_paths()}
     each = math.ceil(count / len(VARIED))
     found = crops([known[stem] for stem in VARIED], side, each)
@@ -148,7 +151,7 @@ class Trial:
 
     def _calls(self) -> dict[str, int]:
         calls = getattr(self.prior, "calls", None)
-        return {} if calls is None else {"forward": int(calls.forward), "backward": int(calls.backward)}
+        return {} if calls is None else dict(vars(calls))
 
 
 class _Watch:
@@ -232,7 +235,7 @@ def family_text(config: Config, settings: Mapping[str, str], found: str) -> str:
 
 def provenance(config: Config, truth: Tensor, grid: Mapping[str, Sequence[str]], best: Row, samples: int) -> str:
     """How a setting was found: on what, among what, and how good it was."""
-    kind = "phantoms" if config.sections["data"].name == "phantom" else "photographs"
+    kind = {"phantom": "phantoms", "glyphs": "characters"}.get(config.sections["data"].name, "photographs")
     tried = "; ".join(f"{key} {', '.join(values)}" for key, values in grid.items())
     return (
         f"Found by scripts/tune.py on {len(truth)} training {kind} ({truth.shape[-1]} x {truth.shape[-1]}) among {tried}:\n"
