@@ -31,7 +31,7 @@ from invsolve import Posterior
 from invsolve.affine import output_law
 from invsolve.priors import GaussianMixturePrior, LatentPrior, LinearAutoencoder
 from invsolve.problems import modes, problem_mixture, problem_r1
-from invsolve.samplers import DAPS, DPS, MCG, PnPULA
+from invsolve.samplers import DAPS, DPS, MCG, P2L, PSLD, PnPULA, ReSample
 from invsolve.schedules import DDPM, Karras, moves
 
 DRAWS = 20_000
@@ -62,6 +62,10 @@ ROWS = [
     Row("`PnPULA()`, chain of 2000", PnPULA(), DDPM(steps=100)),
     Row('`PnPULA(constraint="projected")`, chain of 2000', PnPULA(constraint="projected"), DDPM(steps=100)),
     Row('`PnPULA(kernel="skrock")`, chain of 500', PnPULA(kernel="skrock", steps=500), DDPM(steps=100)),
+    Row("`ReSample(skip=2)`, DDPM 100", ReSample(skip=2), DDPM(steps=100), affine=False, latent=True),
+    Row("`ReSample(skip=2, final=False)`, DDPM 100", ReSample(skip=2, final=False), DDPM(steps=100), affine=False, latent=True),
+    Row("`PSLD()`, DDPM 100", PSLD(), DDPM(steps=100), affine=False, latent=True),
+    Row("`P2L(K=0)`, DDPM 100", P2L(K=0), DDPM(steps=100), affine=False, latent=True),
 ]
 
 
