@@ -212,7 +212,9 @@ class Chains:
         """Nothing is needed of a single step."""
 
     def finish(self, rows: Sequence[Row], state: Mapping[str, Any]) -> None:
-        """Takes the last state of a chunk: fields mean, m2 (R, *X), trace (R, N, P), constants (R, 4)."""
+        """Takes the last state of a chunk: fields mean, m2 (R, *X), trace (R, N, P), constants (R, 4); none of another sampler."""
+        if "trace" not in state:
+            return
         held = {name: state[name].detach().cpu() for name in ("mean", "m2", "trace", "constants")}
         for r, (image, k) in enumerate(rows):
             self._ended.setdefault(image, {})[k] = {name: value[r] for name, value in held.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,6 @@ def fingerprint(
     network = [known or getattr(prior, "network", None)]
     inner, codec = getattr(prior, "prior", prior), getattr(prior, "autoencoder", None)
     network += [getattr(inner, name, None) for name in ("precision", "channels_last", "prediction", "table", "embedding", "guidance")]
-    network += [getattr(codec, name, None) for name in ("tile", "quantize", "scale", "shift")]
     return {
         "sampler": repr(sampler),
         "schedule": of([(*m.t, *m.s) for m in steps]),
@@ -72,7 +72,8 @@ def fingerprint(
         "rows": repr(list(rows)),
         "shape": repr((shape, dtype)),
         "measurement": of([likelihood, behaviour]),
-        "prior": of([network, None if known else prior]),
+        # The checksum is that of the files that the network came from; the autoencoder may be another.
+        "prior": of([network, codec if known else prior]),
         "torch": str(torch.__version__),
     }
 
@@ -140,6 +141,10 @@ class Checkpoint:
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
-        torch.save(self.content, partial)
-        os.replace(partial, self.path)
+        # A name of its own: two processes may be at work on the same trajectories.
+        partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            torch.save(self.content, partial)
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)

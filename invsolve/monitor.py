@@ -91,13 +91,22 @@ class Monitor:
             return
         largest = x.flatten(1).abs().amax(1)
         likelihood = getattr(self.target, "likelihood", None)
-        misfit = likelihood.discrepancy(x0) if likelihood is not None and x0 is not None else torch.zeros_like(largest)
+        misfit = self._misfit(likelihood, x0) if likelihood is not None and x0 is not None else torch.zeros_like(largest)
         values = torch.stack([largest, misfit.to(largest)])
         previous, self._pending = self._pending, self._send(move, values)
         if previous is not None:
             self._read(previous)
         if move.index == move.total - 1 or self._pending.event is None:
             self.close()
+
+    def _misfit(self, likelihood: Any, x0: Tensor) -> Tensor:
+        """The discrepancy of each row; what is decoded for it is no call of the sampler."""
+        calls = getattr(self.target.prior, "calls", None)
+        before = calls.decode if calls is not None else 0
+        misfit: Tensor = likelihood.discrepancy(x0)
+        if calls is not None:
+            calls.decode = before
+        return misfit
 
     def close(self) -> None:
         """Reads what is still under way."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from invsolve.likelihoods import GaussianLikelihood, PulledBack
 from invsolve.priors.analytic import GaussianMixturePrior, GaussianPrior, StationaryGaussianPrior
+from invsolve.priors.analytic_conditional import ConditionalGaussianPrior
 from invsolve.priors.base import Prior
 from invsolve.priors.latent import LatentPrior, LinearAutoencoder
 from operators import Matrix
@@ -18,6 +21,18 @@ from operators import Matrix
 def _real(y: Tensor) -> Tensor:
     """Real and imaginary parts as separate numbers, each with noise of its own."""
     return torch.view_as_real(y) if y.is_complex() else y
+
+
+def matrix_of(operator: Any, shape: Sequence[int], like: Tensor) -> Tensor:
+    """The matrix (m, n) of a linear operator on signals of a shape with n entries; complex measurements count as two numbers."""
+    n = math.prod(shape)
+    unit = torch.eye(n, dtype=like.dtype, device=like.device).reshape(n, *shape)
+    return _real(operator.A(unit)).reshape(n, -1).mT
+
+
+def _one_for_all_rows(operator: Any) -> None:
+    if operator.select(torch.tensor([0])) is not operator:
+        raise TypeError("exact() needs one operator for all rows; this one differs from row to row")
 
 
 @dataclass(frozen=True)
@@ -45,13 +60,16 @@ class Posterior:
         It is again a Gaussian (mixture), with `.mean`, `.cov`, `.draw(n, seed)`, `.weights`, `.means`, `.covs`, and it is
         itself a prior whose denoiser is that of the posterior. Means and weights have a row for each row of y. Computed in
         the dtype of the prior (float64 is meant). With a latent prior behind a `LinearAutoencoder` it is the distribution of
-        the image decode(z). Raises TypeError for any other posterior and ValueError if sigma = 0.
+        the image decode(z), with a conditional Gaussian prior that under its present condition. Raises TypeError for any other
+        posterior and ValueError if sigma = 0.
         """
         if isinstance(self.prior, LatentPrior):
             return self._exact_of_images()
         prior, likelihood = self.prior, self.likelihood
         if isinstance(prior, StationaryGaussianPrior):
             prior = prior.dense()
+        if isinstance(prior, ConditionalGaussianPrior):
+            prior = prior.law()
         if not isinstance(prior, GaussianMixturePrior):
             raise TypeError(f"exact() needs a Gaussian or a Gaussian mixture prior, not {type(prior).__name__}")
         if not isinstance(likelihood, GaussianLikelihood) or not likelihood.operator.linear:
@@ -60,13 +78,11 @@ class Posterior:
             raise ValueError("exact() divides by sigma^2, but sigma = 0")
         if prior._per_row:
             raise TypeError("exact() needs one prior for all rows; this one differs from row to row")
-        if likelihood.operator.select(torch.tensor([0])) is not likelihood.operator:
-            raise TypeError("exact() needs one operator for all rows; this one differs from row to row")
+        _one_for_all_rows(likelihood.operator)
         means, covs = prior._means[0], prior.covs
         shape = prior.image_shape or ()
         n = means.shape[1]
-        unit = torch.eye(n, dtype=means.dtype, device=means.device).reshape(n, *shape)
-        A = _real(likelihood.operator.A(unit)).reshape(n, -1).mT
+        A = matrix_of(likelihood.operator, shape, means)
         y = _real(likelihood.y).to(means).flatten(1)
         identity = torch.eye(len(A), dtype=A.dtype, device=A.device)
         S = A @ covs @ A.mT + likelihood.sigma**2 * identity
@@ -87,11 +103,12 @@ class Posterior:
 
     def exact_of_code(self) -> GaussianPrior | GaussianMixturePrior:
         """As `exact`, of the code z of a latent prior behind a `LinearAutoencoder`. Raises TypeError for any other prior."""
-        if not isinstance(self.prior, LatentPrior) or not isinstance(self.prior.autoencoder, LinearAutoencoder):
+        if not isinstance(self.prior, LatentPrior) or type(self.prior.autoencoder) is not LinearAutoencoder:
             raise TypeError("the exact posterior of a code needs a LatentPrior whose autoencoder is a LinearAutoencoder")
         if not isinstance(self.likelihood, GaussianLikelihood) or not self.likelihood.operator.linear:
             raise TypeError("exact() needs a Gaussian likelihood with a linear operator")
         linear, operator = self.prior.autoencoder, self.likelihood.operator
+        _one_for_all_rows(operator)
         columns = _real(operator.A(linear.W.mT.unflatten(1, linear.image_shape))).flatten(1)
         constant = _real(operator.A(linear.offset.view(1, *linear.image_shape))).flatten(1)
         code_shape = linear.latent_shape(linear.image_shape)
@@ -101,8 +118,9 @@ class Posterior:
     def _exact_of_images(self) -> GaussianPrior | GaussianMixturePrior:
         code = self.exact_of_code()
         linear: LinearAutoencoder = self.prior.autoencoder  # type: ignore[attr-defined]
-        covs = linear.W @ code.covs @ linear.W.mT
-        means = code._means @ linear.W.mT + linear.offset
+        W = linear.W.to(code.covs)
+        covs = W @ code.covs @ W.mT
+        means = code._means @ W.mT + linear.offset.to(W)
         if isinstance(code, GaussianPrior):
             return GaussianPrior(means[:, 0].unflatten(-1, linear.image_shape), covs[0], linear.image_shape)
         return GaussianMixturePrior(code.weights, means.unflatten(-1, linear.image_shape), covs, linear.image_shape)

@@ -26,8 +26,10 @@ def linearize(prior: Any, x: Tensor, t: Level, clip: bool = False) -> Linearized
     """One forward pass of the prior at x (B, *X), which keeps what `pull` needs.
 
     x0 and fraction are detached; the graph is freed by the first `pull`. clip: x0 is clamped to [-1, 1] inside the graph, so
-    that clamped entries transmit no gradient.
+    that clamped entries transmit no gradient; ValueError for a latent prior, as codes know no such range.
     """
+    if clip and getattr(prior, "autoencoder", None) is not None:
+        raise ValueError("clamping x0_hat to [-1, 1] is for images, and this prior is over codes; take a variant without")
     # Also where the caller runs under inference mode, whose tensors autograd refuses.
     with torch.inference_mode(False), torch.enable_grad():
         x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()

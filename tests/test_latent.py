@@ -6,10 +6,18 @@ import torch
 from invsolve import Posterior, sample
 from invsolve.levels import Level
 from invsolve.likelihoods import GaussianLikelihood, PulledBack
-from invsolve.priors import GaussianMixturePrior, GaussianPrior, LatentPrior, LinearAutoencoder
-from invsolve.samplers import DAPS, DPS, PnPULA, Unconditional
-from invsolve.schedules import DDPM, Karras
-from operators import Matrix
+from invsolve.priors import (
+    ConditionalGaussianPrior,
+    GaussianMixturePrior,
+    GaussianPrior,
+    LatentPrior,
+    LinearAutoencoder,
+    NetworkPrior,
+    TrainingTable,
+)
+from invsolve.samplers import DAPS, DPS, P2L, PSLD, PnPULA, ReSample, Unconditional
+from invsolve.schedules import DDPM, Karras, alpha_bars
+from operators import Inpainting, Matrix
 
 SHAPE, CODE = (1, 2, 3), (2,)
 SIGMA = 0.3
@@ -94,6 +102,76 @@ def test_chunks_and_resumption(tmp_path):
         sample(DPS(), other, DDPM(steps=10), n=3, progress=False, checkpoint=tmp_path / "a.pt")
 
 
+class Scaled:
+    """An autoencoder of somebody's own."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def encode(self, x):
+        return x / self.scale
+
+    def decode(self, z):
+        return self.scale * z
+
+    def latent_shape(self, image_shape):
+        return tuple(image_shape)
+
+
+class Shrinks(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, time):
+        return self.factor * x
+
+
+def test_another_autoencoder_is_another_run_also_where_the_checksum_of_the_network_is_known(tmp_path):
+    table = TrainingTable.from_alpha_bars(alpha_bars(1e-4, 2e-2, 1000))
+    network = NetworkPrior(Shrinks(), table, "sample", channels=1)
+    network.weights_sha256 = "that of the network's file"
+    likelihood = GaussianLikelihood(A, Y.float(), SIGMA)
+
+    def draw(scale, **options):
+        target = Posterior(LatentPrior(network, Scaled(scale)), likelihood)
+        return sample(DPS(zeta=0.1), target, DDPM(steps=5), progress=False, **options)
+
+    first = draw(1.0, checkpoint=tmp_path / "a.pt")
+    assert torch.equal(draw(1.0, checkpoint=tmp_path / "a.pt"), first)
+    assert not torch.allclose(draw(2.0), first, atol=1e-3)
+    with pytest.raises(ValueError, match="another run: prior"):
+        draw(2.0, checkpoint=tmp_path / "a.pt")
+
+
+def test_prior_and_autoencoder_are_moved_together():
+    moved = []
+
+    class Moves(Scaled):
+        def to(self, device):
+            moved.append(device)
+
+    network = NetworkPrior(Shrinks(), TrainingTable.from_alpha_bars(alpha_bars(1e-4, 2e-2, 1000)), "sample")
+    prior = LatentPrior(network, Moves(1.0))
+    assert prior.to("meta") is prior and moved == ["meta"] and prior.device == torch.device("meta")
+    assert LatentPrior(GAUSSIAN, LINEAR).to("cpu").denoise(numbers(1, 2), Level(1.0, 0.5)).shape == (1, 2)
+
+
+def test_the_exact_posterior_in_single_precision_and_under_a_condition():
+    single = LinearAutoencoder(W.float(), SHAPE, CODE, offset=OFFSET.float())
+    mixed = Posterior(LatentPrior(GAUSSIAN, single), GaussianLikelihood(A, Y, SIGMA)).exact()
+    assert mixed.mean.dtype == torch.float64
+    torch.testing.assert_close(mixed.mean, posterior().exact().mean, rtol=0, atol=1e-5)
+    conditional = ConditionalGaussianPrior(GAUSSIAN.mean, numbers(2, 3, seed=7), COV, guidance=2.0)
+    c = numbers(3, seed=8)
+    for prior, mean in ((conditional, GAUSSIAN.mean), (conditional.conditioned(c), GAUSSIAN.mean + 2 * conditional.B @ c)):
+        expected = posterior(GaussianPrior(mean, COV)).exact()
+        torch.testing.assert_close(posterior(prior).exact().mean, expected.mean)
+        torch.testing.assert_close(posterior(prior).exact().cov, expected.cov)
+    with pytest.raises(TypeError, match="one prior for all rows"):
+        posterior(conditional.conditioned(numbers(2, 3, seed=9))).exact()
+
+
 def test_counts_encodings_and_decodings():
     prior = LatentPrior(GAUSSIAN, LINEAR)
     prior.encode(prior.decode(numbers(1, 2)))
@@ -111,6 +189,18 @@ def test_refusals():
         prior.image_shape_ok((1, 3, 3))
     with pytest.raises(TypeError, match="GaussianPrior, which takes no prompt"):
         prior.embed("a")
+    with pytest.raises(TypeError, match="GaussianPrior, which takes no prompt"):
+        _ = prior.guidance
+    each = Inpainting(SHAPE, kind="random", fraction=0.5, seed=0, per_image=True).for_ids([0, 1])
+    with pytest.raises(TypeError, match="one operator for all rows"):
+        Posterior(prior, GaussianLikelihood(each, each.A(LINEAR.decode(numbers(2, 2))), SIGMA)).exact()
+    with pytest.raises(ValueError, match=r"clamping x0_hat to \[-1, 1\] is for images"):
+        sample(DPS(variant="official", variance="posterior"), posterior(), DDPM(steps=5), progress=False)
+    # The decoder of the likelihood is none of a prior over what looks like images.
+    by_hand = Posterior(GAUSSIAN, PulledBack(GaussianLikelihood(A, Y, SIGMA), LINEAR.decode))
+    for sampler in (ReSample(), PSLD(), P2L(K=0)):
+        with pytest.raises(TypeError, match=r"pass LatentPrior\(prior, autoencoder\) and the likelihood of images"):
+            sample(sampler, by_hand, DDPM(steps=5), shape=CODE, progress=False)
     with pytest.raises(TypeError, match="LinearAutoencoder"):
         Posterior(GAUSSIAN, posterior().likelihood).exact_of_code()
     assert prior.denoise(numbers(1, 2), Level(1.0, 0.5)).shape == (1, 2)

@@ -13,7 +13,7 @@ from invsolve.noise import GivenNoise
 from invsolve.priors import GaussianPrior, LatentPrior, LinearAutoencoder
 from invsolve.samplers import DPS, PSLD, State
 from invsolve.schedules import DDPM, moves
-from operators import Identity, Inpainting, Matrix, SuperResolution
+from operators import Identity, Inpainting, Matrix, SuperResolution, from_callable
 from operators.base import Operator
 
 SHAPE, CODE, SIGMA = (1, 4, 4), (5,), 0.2
@@ -268,6 +268,9 @@ def test_refusals():
         run(photons)
     with pytest.raises(TypeError, match=r"not \(7,\) for \(1, 4, 4\)"):
         run(problem().likelihood, gluing="official")
+    waves = from_callable(lambda x: torch.fft.fft2(x, norm="ortho"), SHAPE, linear=True)
+    with pytest.raises(TypeError, match="gluing='official' puts y in the place of pixels, and y is complex"):
+        run(GaussianLikelihood(waves, waves.A(y), 0.1), gluing="official")
     with pytest.raises(TypeError, match="gradient='squared' needs a GaussianLikelihood"):
         run(photons, gluing="goodness", gradient="squared")
     with pytest.raises(TypeError, match="fresh_noise=True needs Gaussian noise"):

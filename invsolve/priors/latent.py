@@ -148,6 +148,11 @@ class LatentPrior(PixelPrior):
         return self._over(self._conditional().conditioned(embedding))
 
     @property
+    def guidance(self) -> float:
+        """The weight of classifier-free guidance, 1 for none. Raises TypeError if the prior takes no condition."""
+        return float(self._conditional().guidance)
+
+    @property
     def conditional(self) -> bool:
         """Whether the prior takes a condition."""
         return hasattr(self.prior, "conditioned")
@@ -164,8 +169,8 @@ class LatentPrior(PixelPrior):
 
     @property
     def magnitude(self) -> float | None:
-        """About the largest value of a code, if known."""
-        return getattr(self.prior, "magnitude", None)
+        """About the largest value of a code, if known; a network's own speaks of images."""
+        return None if self.network is not None else getattr(self.prior, "magnitude", None)
 
     @property
     def device(self) -> torch.device | None:
@@ -176,6 +181,13 @@ class LatentPrior(PixelPrior):
     def dtype(self) -> torch.dtype | None:
         """The type the latent prior computes in; None if it follows its input."""
         return getattr(self.prior, "dtype", None)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves what can be moved of the latent prior and of the autoencoder, and returns the prior."""
+        for part in (self.prior, self.autoencoder):
+            if hasattr(part, "to"):
+                part.to(device)
+        return self
 
     def _conditional(self) -> Any:
         if not self.conditional:

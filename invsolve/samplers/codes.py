@@ -6,13 +6,22 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from invsolve.likelihoods import GaussianLikelihood
+from invsolve.likelihoods import GaussianLikelihood, PulledBack
+from invsolve.priors.base import PixelPrior
 
 Gradient = Literal["norm", "squared"]
 
 
 def image_likelihood(target: Any) -> Any:
-    """The likelihood of images: what stands behind the decoder with a latent prior, else the target's own."""
+    """The likelihood of images: what stands behind the decoder with a latent prior, else the target's own.
+
+    Raises TypeError for one that was pulled back through a decoder of which the prior knows nothing.
+    """
+    if isinstance(target.likelihood, PulledBack) and getattr(type(target.prior), "decode", None) is PixelPrior.decode:
+        raise TypeError(
+            "this sampler goes from codes to images and back by the prior, which has no decoder, while the likelihood has one; pass "
+            "LatentPrior(prior, autoencoder) and the likelihood of images"
+        )
     return getattr(target.likelihood, "inner", target.likelihood)
 
 

@@ -101,6 +101,8 @@ class P2L:
         likelihood, prior = image_likelihood(target), target.prior
         if self.gamma:
             needs_linear_gaussian(likelihood, "the range projection of P2L", "gamma=0 takes any")
+            if self.lam is None and likelihood.sigma == 0:
+                raise ValueError("lam=None weighs the projection by the noise of y, which needs sigma > 0; give lam a number")
         check_gradient(likelihood, self.gradient)
         if self.K == 0:
             return Prompted(x)
@@ -114,6 +116,10 @@ class P2L:
         if getattr(likelihood, "sigma", 1.0) == 0:
             raise ValueError("the prompt is tuned by log p(y | x), which needs sigma > 0; K=0 leaves it alone")
         c = _start(prior, x)
+        if self.lr_unit == "rms" and not bool(_unit(prior) > 0):
+            raise ValueError("lr_unit='rms' measures lr by the entries of the null embedding, which are all zero; take 'absolute'")
+        if self.penalty and not bool((_statistics(prior, c)[1] > 0).all()):
+            raise ValueError(f"penalty={self.penalty} is divided by the variance of the embeddings, which is zero here; take radius")
         zero = torch.zeros_like(c)
         return Prompted(x, None, c, zero, zero, 0, c)
 

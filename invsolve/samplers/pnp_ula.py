@@ -46,7 +46,8 @@ class PnPULA:
         kernel: "ula", or "skrock" with `stages` (`kernels.skrock`), which goes further per network call.
         constraint: "tail" (the term in lambda, for convergence from anywhere), "projected" (PPnP-ULA: x is clamped to C after
             each step, without that term; biased where the posterior has mass outside C) or "none".
-        box: C, the same interval for every pixel. The default is the paper's [-1, 2] on [0, 1].
+        box: C, the same interval for every pixel. The default is the paper's [-1, 2] on [0, 1]. Codes of a latent prior may
+            lie beyond it, which biases them: give a wider one.
         rule, fraction: how delta and lambda follow from the constants, see `lipschitz.step_sizes`.
         delta, lam: given outright; they take the place of the rule's.
         lipschitz: L of D - Id; by default estimated by power iteration at the start of each chain, as L_y always is.

@@ -116,6 +116,8 @@ class PSLD(Stateless):
 def _upsampling(likelihood: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """The official stand-in for A^T, and its transpose. Raises TypeError where it is not defined."""
     small, large = tuple(likelihood.y.shape[1:]), likelihood.image_shape
+    if likelihood.y.is_complex():
+        raise TypeError("gluing='official' puts y in the place of pixels, and y is complex; take 'adjoint' or 'pseudo_inverse'")
     if small == large:
         return (lambda r: r), (lambda v: v)
     k = large[-1] // small[-1]
