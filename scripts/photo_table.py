@@ -46,7 +46,7 @@ TV_WEIGHTS = (0.001, 0.002, 0.004, 0.01, 0.03, 0.06, 0.12)
 CONTROL_STEPS = 50
 # The best PSNR of one sample on training photographs (scripts/tune.py) at 64 x 64 and 100 steps, among 0.3, 0.6, 1.2, 2.5, 5, 7.5,
 # 10, 15. The step of DPS has the same length whatever the size of the image, so zeta grows with the side.
-ZETA_64 = {"box": 2.5, "random 70 %": 5.0, "SR x4": 5.0, "blur": 7.5}
+ZETA_64 = {"box": 2.5, "random 70 %": 5.0, "SR x4": 5.0, "blur": 7.5, "motion": 7.5}
 
 
 @dataclass(frozen=True)

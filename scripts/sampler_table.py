@@ -2,13 +2,11 @@
 
     python scripts/sampler_table.py --sizes 64 --json runs/table.json                 # run again to continue
     python scripts/sampler_table.py --tasks photo_sr4 --samplers daps dps --samples 8
-    python scripts/sampler_table.py --latent --sigmas 0.01 0.05 --json runs/latent.json
 
 A cell is what `invsolve run TASK sampler=NAME` does: PSNR in dB and SSIM of one sample and of the mean of the samples (of PnP-ULA
 the mean of its chains), residual of the samples in units of the noise, seconds and network calls of a sample. Beside each
 task stands a classical method whose weight an oracle chose on the very images: total variation, SENSE with total variation
 for MRI, hybrid input-output (free of weights, 16 restarts) for phase retrieval, and the measurement itself for clipped images.
-With --latent: characters in faces and on backgrounds that the latent prior has not seen, and the samplers for codes.
 
 Photographs are crops of the evaluation photographs at half resolution, phantoms of the evaluation stream. DPS and MCG take a
 step of the same length whatever the size of the image; their presets are for 64 x 64 and scaled with the side here.
@@ -34,7 +32,6 @@ from tune import Row, Trial
 
 from invsolve import load_prior, panels
 from invsolve.config import Config, load
-from invsolve.glyphs import glyph
 from invsolve.phantoms import EVALUATION_SEED, phantoms
 from invsolve.resources import resource
 from operators import mri_baselines
@@ -42,8 +39,6 @@ from operators.phase_baselines import hybrid_input_output
 
 TASKS = ("photo_inpaint", "photo_random", "photo_sr4", "photo_deblur", "photo_motion", "photo_hdr", "phase_retrieval", "mri_phantom")
 SAMPLERS = ("dps", "mcg", "daps", "pnp_ula")
-LATENT_TASKS = ("glyph_sr4", "glyph_inpaint_p2l", "glyph_deblur", "glyph_random")
-LATENT_SAMPLERS = ("resample", "p2l", "psld", "dps", "latent_daps")
 MRI_SIZE, HIO_RESTARTS = 128, 16
 GUIDANCE = {"dps": "zeta", "mcg": "weight"}
 
@@ -119,8 +114,6 @@ def images(task: str, size: int, per_photo: int, count: int) -> Tensor:
     """What a task is measured on."""
     if task == "mri_phantom":
         return phantoms(EVALUATION_SEED, range(count), MRI_SIZE)
-    if task in LATENT_TASKS:
-        return torch.stack([glyph(EVALUATION_SEED, k, True)[0] for k in range(count)])
     return crops([resource("data", "photos", name) for name in PHOTOS], size, per_photo)
 
 
@@ -146,23 +139,19 @@ def markdown(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latent", action="store_true", help="the tasks and samplers of the latent prior")
-    every = (*TASKS, *LATENT_TASKS)
-    parser.add_argument("--tasks", nargs="+", default=None, choices=every, metavar="TASK", help=f"of {', '.join(every)}")
-    parser.add_argument("--samplers", nargs="*", default=None, metavar="NAME", help="names of samplers, and classical")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, metavar="TASK", help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--samplers", nargs="*", default=["classical", *SAMPLERS], metavar="NAME", help="names of samplers, and classical")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64], help="of photographs; phantoms are 128 x 128")
     parser.add_argument("--sigmas", type=float, nargs="+", default=None, help="noise levels, where not those of the presets")
     parser.add_argument("--per-photo", type=int, default=2, help="crops of each of the four photographs")
-    parser.add_argument("--count", type=int, default=8, help="phantoms, or characters")
+    parser.add_argument("--count", type=int, default=8, help="phantoms")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--precision", default="bf16", choices=["float32", "bf16"])
     parser.add_argument("--json", type=Path, default=None, help="rows are kept here, and those that it holds are not run again")
     args = parser.parse_args()
     rows: list[Row] = json.loads(args.json.read_text()) if args.json is not None and args.json.is_file() else []
     priors: dict[str, Any] = {}
-    tasks = args.tasks or (LATENT_TASKS if args.latent else TASKS)
-    samplers = args.samplers if args.samplers is not None else ["classical", *(LATENT_SAMPLERS if args.latent else SAMPLERS)]
-    for size, sigma, task, sampler in itertools.product(args.sizes, args.sigmas or [None], tasks, samplers):
+    for size, sigma, task, sampler in itertools.product(args.sizes, args.sigmas or [None], args.tasks, args.samplers):
         truth = images(task, size, args.per_photo, args.count)
         n = 0 if sampler == "classical" else args.samples
         key: Row = {"task": task, "size": truth.shape[-1], "sampler": sampler, "images": len(truth), "samples": n}

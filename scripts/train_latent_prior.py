@@ -1,4 +1,4 @@
-"""Train the shipped latent prior `glyphs`: an autoencoder, then a class-conditional diffusion network on its latents.
+"""Train a latent prior of rendered characters: an autoencoder, then a class-conditional diffusion network on its latents.
 
     python scripts/train_latent_prior.py --work runs/glyphs --stage autoencoder --crop 16 --batch 32 --minutes 10
     python scripts/train_latent_prior.py --work runs/glyphs --stage autoencoder --crop 32 --batch 16 --minutes 20
