@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -127,6 +128,12 @@ class GaussianLikelihood(MeasuredLikelihood):
         self.sigma = float(sigma)
         if not (math.isfinite(self.sigma) and self.sigma >= 0):
             raise ValueError(f"sigma={sigma}; a finite number >= 0 is needed (in the units of y, [-1, 1] for images)")
+
+    def with_sigma(self, sigma: float) -> Self:
+        """The same measurement, read as if its noise had another standard deviation."""
+        other = copy.copy(self)
+        other.sigma = sigma
+        return other
 
     def _positive_sigma(self, what: str) -> float:
         if self.sigma == 0:
@@ -336,6 +343,10 @@ class PulledBack:
         move = getattr(self.inner, "to", None)
         return PulledBack(move(device, dtype) if move else self.inner, self.decode)
 
+    def with_sigma(self, sigma: float) -> PulledBack:
+        """The same measurement, read as if its noise had another standard deviation."""
+        return PulledBack(self.inner.with_sigma(sigma), self.decode)  # type: ignore[attr-defined]
+
     def _pull(self, z: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
         # Also where the caller runs under inference mode, whose tensors autograd refuses.
         with torch.inference_mode(False), torch.enable_grad():
@@ -343,3 +354,21 @@ class PulledBack:
             x = self.decode(z)
         (grad,) = torch.autograd.grad(x, z, gradient(x.detach()))
         return grad
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """A likelihood whose score is bounded entry by entry."""
+
+    likelihood: Any
+    limit: float
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """That of the likelihood, (B,)."""
+        value: Tensor = self.likelihood.log_prob(x)
+        return value
+
+    def score(self, x: Tensor) -> Tensor:
+        """That of the likelihood, each entry within -limit and limit, (B, *X)."""
+        score: Tensor = self.likelihood.score(x)
+        return score.clamp(-self.limit, self.limit)

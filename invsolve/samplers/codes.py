@@ -22,7 +22,17 @@ def image_likelihood(target: Any) -> Any:
             "this sampler goes from codes to images and back by the prior, which has no decoder, while the likelihood has one; pass "
             "LatentPrior(prior, autoencoder) and the likelihood of images"
         )
-    return getattr(target.likelihood, "inner", target.likelihood)
+    return of_images(target.likelihood)
+
+
+def of_images(likelihood: Any) -> Any:
+    """What stands behind the decoder, where the likelihood is one of codes, else the likelihood itself."""
+    return getattr(likelihood, "inner", likelihood)
+
+
+def closed(likelihood: Any) -> bool:
+    """Whether the likelihood is Gaussian with a linear operator, so that it has prox and exact draws."""
+    return isinstance(likelihood, GaussianLikelihood) and bool(likelihood.operator.linear)
 
 
 def needs_linear_gaussian(likelihood: Any, what: str, instead: str) -> None:
@@ -45,4 +55,4 @@ def misfit_grad(likelihood: Any, x: Tensor, gradient: Gradient) -> Tensor:
     """The gradient of ||y - A(x)||, or of its square, by x (B, *X): an image, or a code if the likelihood is one of codes."""
     if gradient == "norm":
         return likelihood.misfit_grad(x)
-    return likelihood.score(x) * (-2 * getattr(likelihood, "inner", likelihood).sigma ** 2)
+    return likelihood.score(x) * (-2 * of_images(likelihood).sigma ** 2)

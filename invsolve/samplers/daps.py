@@ -6,7 +6,6 @@ CVPR 2025 (arXiv 2407.01521), algorithm 1.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,10 +15,11 @@ from torch import Tensor
 
 from invsolve import inner, kernels
 from invsolve.levels import Level, Move
-from invsolve.likelihoods import GaussianLikelihood, PulledBack
+from invsolve.likelihoods import Clipped, GaussianLikelihood
 from invsolve.lipschitz import curvature
 from invsolve.noise import NoiseSource
 from invsolve.samplers.base import State, check_settings
+from invsolve.samplers.codes import closed, of_images
 from invsolve.samplers.unconditional import Remembered, Unconditional
 from invsolve.schedules import Karras, moves
 
@@ -90,11 +90,11 @@ class DAPS:
         Raises TypeError if the likelihood is not one that the inner draw can serve.
         """
         likelihood = self._likelihood(target.likelihood)
-        if self.inner == "exact" and not _closed(likelihood):
+        if self.inner == "exact" and not closed(likelihood):
             raise TypeError("inner='exact' needs a linear operator and Gaussian noise; take 'auto' or one of the chains")
-        if self.clip is not None and not isinstance(_of_images(likelihood), GaussianLikelihood):
-            raise TypeError(f"clip={self.clip} is for Gaussian noise, not for a {type(_of_images(likelihood)).__name__}")
-        if self._exact(likelihood) or self.lr is not None or not _closed(likelihood):
+        if self.clip is not None and not isinstance(of_images(likelihood), GaussianLikelihood):
+            raise TypeError(f"clip={self.clip} is for Gaussian noise, not for a {type(of_images(likelihood)).__name__}")
+        if self._exact(likelihood) or self.lr is not None or not closed(likelihood):
             return Annealed(x)
         return Annealed(x, None, curvature(likelihood.score, torch.zeros_like(x))[:, None])
 
@@ -132,42 +132,17 @@ class DAPS:
             held = state.curvature
             largest = 1 / r**2 + (curvature(likelihood.score, x0, iterations=5) if held is None else held[:, 0])
         if self.clip is not None:
-            likelihood = _Clipped(likelihood, self.clip / (2 * _of_images(likelihood).sigma ** 2))
+            likelihood = Clipped(likelihood, self.clip / (2 * of_images(likelihood).sigma ** 2))
         return chain.draw(inner.around(likelihood, x0, r), x0, noise, largest)
 
     def _likelihood(self, likelihood: Any) -> Any:
         if self.likelihood == "correct":
             return likelihood
-        images = _of_images(likelihood)
+        images = of_images(likelihood)
         if not isinstance(images, GaussianLikelihood):
             raise TypeError(f"likelihood={self.likelihood!r} is for Gaussian noise, not for a {type(images).__name__}")
-        scaled = copy.copy(images)
         doubled = self.likelihood == "official" and self.inner != "metropolis"
-        scaled.sigma = self.tau / math.sqrt(2) if doubled else self.tau
-        return scaled if images is likelihood else PulledBack(scaled, likelihood.decode)
+        return likelihood.with_sigma(self.tau / math.sqrt(2) if doubled else self.tau)
 
     def _exact(self, likelihood: Any) -> bool:
-        return self.inner == "exact" or (self.inner == "auto" and _closed(likelihood))
-
-
-def _closed(likelihood: Any) -> bool:
-    return isinstance(likelihood, GaussianLikelihood) and bool(likelihood.operator.linear)
-
-
-def _of_images(likelihood: Any) -> Any:
-    """What stands behind the decoder with a latent prior, else the likelihood itself."""
-    return getattr(likelihood, "inner", likelihood)
-
-
-@dataclass(frozen=True)
-class _Clipped:
-    """A likelihood whose score is bounded entry by entry."""
-
-    likelihood: Any
-    limit: float
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        return self.likelihood.log_prob(x)
-
-    def score(self, x: Tensor) -> Tensor:
-        return self.likelihood.score(x).clamp(-self.limit, self.limit)
+        return self.inner == "exact" or (self.inner == "auto" and closed(likelihood))

@@ -19,7 +19,7 @@ from invsolve.likelihoods import GaussianLikelihood, PulledBack
 from invsolve.noise import NoiseSource
 from invsolve.reverse import linearize
 from invsolve.samplers.base import State, Stateless, check_settings
-from invsolve.samplers.codes import image_likelihood
+from invsolve.samplers.codes import closed, image_likelihood
 from invsolve.schedules import moves
 
 
@@ -114,7 +114,7 @@ class ReSample(Stateless):
         """The iterate, once the likelihood has been found fit. Raises TypeError or ValueError where it is not."""
         likelihood = image_likelihood(target)
         wanted = "rho" if self.rho is not None else "solver='prox'"
-        if (self.rho is not None or self.solver == "prox") and not _closed(likelihood):
+        if (self.rho is not None or self.solver == "prox") and not closed(likelihood):
             raise TypeError(f"{wanted} needs a linear operator and Gaussian noise; take solver='adam', or 'auto' without rho")
         if self.eps is not None and not isinstance(likelihood, GaussianLikelihood):
             raise TypeError(f"eps={self.eps} is for Gaussian noise, not for a {type(likelihood).__name__}; take c")
@@ -173,7 +173,7 @@ class ReSample(Stateless):
         coded = isinstance(target.likelihood, PulledBack)
         sigma = getattr(likelihood, "sigma", 0.0) or 1.0
         goal = math.sqrt(self.c) if self.eps is None else math.sqrt(self.eps) / sigma
-        if self.solver == "adam" or not _closed(likelihood):
+        if self.solver == "adam" or not closed(likelihood):
             if pixels:
                 objective = optimise.misfit(likelihood, lambda x: x)
                 x = prior.decode(z)
@@ -192,7 +192,3 @@ class ReSample(Stateless):
 def _share(share: float, total: int) -> int:
     """share * total, rounded down as if the share were an exact fraction."""
     return math.floor(share * total + 1e-9)
-
-
-def _closed(likelihood: Any) -> bool:
-    return isinstance(likelihood, GaussianLikelihood) and bool(likelihood.operator.linear)
