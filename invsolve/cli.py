@@ -1,4 +1,4 @@
-"""The command ``invsolve``: run, list, show, check, show-operator."""
+"""The command ``invsolve``: run, list, show, check, show-operator, calibrate."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from invsolve import __version__, operator_cli
+from invsolve import __version__, calibrate_cli, operator_cli
 from invsolve.schema import ConfigError
 
 if TYPE_CHECKING:
@@ -23,12 +23,17 @@ examples:
                                                     your own images: a file, a folder or a glob
   invsolve run photo_inpaint data.measurement=y.npz a stored measurement, without a truth
   invsolve run my.yaml sampler=unconditional        your own file; another sampler, chosen by name
+  invsolve eval photo_inpaint data.root=my_photos trainer.devices=2 trainer.strategy=ddp
+                                                    many images on many devices; data.shard=0/8 for a job array
+  invsolve score runs/photo_inpaint                 tables of what was sampled; `compare RUN RUN` sets runs side by side
   invsolve list sampler                             the names of a group, each with a line of help
   invsolve show photo_inpaint operator=identity     the whole configuration, defaults included
   invsolve check operator=custom operator.target=mine.py:make
                                                     whether an operator, also one of yours, obeys the laws
   invsolve show-operator operator=inpainting image=photo.png out=look.png
                                                     what an operator does to a photograph, and back
+  invsolve calibrate sampler=dps operator=inpainting
+                                                    whether a sampler's error bars are right, and what is wrong
 
 Running a command again continues it: finished images are skipped.
 """
@@ -75,34 +80,52 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"invsolve {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the Python traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,list,show,check,show-operator}")
-    for name, text in (("run", "sample, and write a folder of results"), ("show", "print the resolved configuration")):
+    names = "{run,eval,score,compare,list,show,check,show-operator,calibrate}"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
+    shown = (("run", "sample, and write a folder of results"), ("show", "print the resolved configuration"))
+    for name, text in (*shown, ("eval", "as run, of many images on the devices that trainer.devices and trainer.num_nodes name")):
         command = commands.add_parser(name, help=text, description=text, epilog=_RUN_HELP, formatter_class=formatter)
         command.add_argument("name", help="a preset (see `invsolve list run`) or the path of a YAML file")
         # Everything that follows, so that the likes of -m and ~key reach the sentence that explains them.
         command.add_argument("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="changes to the configuration")
-    for name, text, epilog in operator_cli.HELP:
+    for name, text, epilog in (*operator_cli.HELP, calibrate_cli.HELP):
         command = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=formatter)
         if name == "show-operator":
             command.add_argument("--overwrite", action="store_true", help="replace the picture if it exists")
         command.add_argument("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="what to look at")
+    _add_scoring(commands)
     command = commands.add_parser("list", help="list what can be named", description="list what can be named")
     command.add_argument("group", nargs="?", help="prior, operator, noise, schedule, sampler, data or run; all without it")
     command.add_argument("--all", action="store_true", help="every name, also those of a family of settings")
     return parser
 
 
+def _add_scoring(commands: Any) -> None:
+    for name, text in (("score", "tables of a run from its stored arrays"), ("compare", "runs side by side, with paired differences")):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("runs", nargs="+" if name == "compare" else 1, metavar="RUN", help="the folder of a run")
+        nets = ("auto", "alex", "vgg", "squeeze", "none")
+        command.add_argument("--lpips", choices=nets, default="auto", help="backbone of LPIPS, from local weights; auto: one that is there")
+        if name == "compare":
+            command.add_argument("--of", choices=("one", "mean", "best"), default="mean", help="one sample, the mean, or the best (oracle)")
+            command.add_argument("--out", default=None, metavar="FILE", help="also write FILE.md, FILE.tex and FILE.csv")
+
+
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "list":
         return _list(options.group, options.all)
     for flag in ("debug", "overwrite"):
-        if hasattr(options, flag) and f"--{flag}" in options.overrides:
+        if hasattr(options, flag) and f"--{flag}" in getattr(options, "overrides", ()):
             setattr(options, flag, True)
             options.overrides.remove(f"--{flag}")
     if options.command == "check":
         return operator_cli.check(options.overrides)
     if options.command == "show-operator":
         return operator_cli.show(options.overrides, options.overwrite)
+    if options.command == "calibrate":
+        return calibrate_cli.calibrate(options.overrides)
+    if options.command in ("score", "compare"):
+        return _tables(options)
     from invsolve.config import load, show
 
     config = load(options.name, options.overrides)
@@ -110,11 +133,31 @@ def _dispatch(options: argparse.Namespace) -> int:
         print(show(config), end="")
         return 0
     start = time.perf_counter()
-    from invsolve.run import run
+    if options.command == "eval":
+        from invsolve.evaluation import evaluate
 
-    result = run(config)
-    _report(result, time.perf_counter() - start)
+        result = evaluate(config)
+    else:
+        from invsolve.run import run
+
+        result = run(config)
+    if result.whole:
+        _report(result, time.perf_counter() - start)
     return 1 if result.failed else 0
+
+
+def _tables(options: argparse.Namespace) -> int:
+    """Prints the tables of runs, and writes them."""
+    from invsolve.evaluation import compare, score
+
+    if options.command == "score":
+        print(score(options.runs[0], options.lpips).markdown(), end="")
+        return 0
+    table = compare(options.runs, options.of, options.lpips)
+    if options.out:
+        table.write(options.out)
+    print(table.markdown(), end="")
+    return 0
 
 
 def _list(group: str | None, every: bool) -> int:

@@ -9,12 +9,13 @@ schedule where it names none, come from the sampler's file for the operator at h
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -23,8 +24,21 @@ from omegaconf.errors import OmegaConfBaseException
 from invsolve import presets, schema, tables
 from invsolve.resources import resource
 from invsolve.schema import ConfigError
+from invsolve.settings import Settings, TrainerSettings, shard_of
 
-__all__ = ["Component", "Config", "ConfigError", "Settings", "assemble", "difference", "load", "show"]
+__all__ = [
+    "Component",
+    "Config",
+    "ConfigError",
+    "Settings",
+    "TrainerSettings",
+    "assemble",
+    "difference",
+    "identity",
+    "load",
+    "load_run",
+    "show",
+]
 
 _S = TypeVar("_S")
 
@@ -33,39 +47,12 @@ _INJECTED = {
     "operator": {"image_shape": "it comes from the data (data.size, or data.image_shape for a stored measurement)"},
     "prior": {"device": "write device=... for the whole run", "name": "write prior=NAME"},
 }
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run needs beside its components.
-
-    ``samples``: posterior samples per image. ``seed``: of the measurement noise and of the sampling. ``out``: the output
-    folder (default ``runs/<name of the preset or file>``). ``batch``: images sampled at once. ``memory_gb``: limit under
-    which samples are chunked. ``checkpoint_every``: save a half-finished trajectory every so many steps (0: never).
-    ``trajectory``: also write images/<id>/trajectory.gif. ``noise_device``: where the random numbers are drawn.
-    """
-
-    samples: int = 4
-    seed: int = 0
-    device: str = "auto"
-    out: str | None = None
-    batch: int = 4
-    memory_gb: float | None = None
-    checkpoint_every: int = 0
-    trajectory: bool = False
-    progress: bool = True
-    noise_device: Literal["cpu", "device"] = "cpu"
-
-    def __post_init__(self) -> None:
-        for key, least in (("samples", 1), ("seed", 0), ("batch", 1), ("checkpoint_every", 0)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"{key} = {getattr(self, key)}: must be at least {least}")
-        if self.memory_gb is not None and self.memory_gb <= 0:
-            raise ConfigError(f"memory_gb = {self.memory_gb}: must be positive, or null for no limit")
+# What every data section takes beside the arguments of its class.
+_SHARD = {"shard": schema.Field(str | None, None)}
 
 
 # Settings that change how fast or where a result is computed, or what is shown meanwhile, but not which run it is.
-_IMMATERIAL = ("device", "out", "batch", "memory_gb", "checkpoint_every", "progress", "prior.checkpointing")
+_IMMATERIAL = ("device", "out", "batch", "memory_gb", "checkpoint_every", "progress", "prior.checkpointing", "data.shard")
 
 
 @dataclass(frozen=True)
@@ -86,8 +73,9 @@ class Component:
         factory = tables.resolve(self.group, self.name)
         if self.group == "prior":
             injected["name"] = self.name
+        values = {key: value for key, value in self.values.items() if self.group != "data" or key not in _SHARD}
         try:
-            return factory(**injected, **self.values)
+            return factory(**injected, **values)
         except (ValueError, OSError, ImportError) as error:
             raise ConfigError(f"{self.group} {self.name}: {_one_line(error)}") from error
 
@@ -99,11 +87,18 @@ class Config:
     name: str
     sections: Mapping[str, Component]
     settings: Settings
+    trainer: TrainerSettings = TrainerSettings()
+
+    def items(self) -> list[Any]:
+        """The items of the data section; of its shard i/n every n-th, from the i-th on. Raises ConfigError."""
+        data = self.sections["data"]
+        first, step = shard_of(data.values.get("shard"))
+        return data.build().items()[first::step]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dicts, lists and scalars, which `load` reads back to the same configuration."""
         plain: dict[str, Any] = {group: {"name": part.name, **part.values} for group, part in self.sections.items()}
-        plain.update(dataclasses.asdict(self.settings))
+        plain.update(dataclasses.asdict(self.settings), trainer=dataclasses.asdict(self.trainer))
         return {key: _plain(value) for key, value in plain.items()}
 
 
@@ -121,11 +116,35 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     picked = any(text.startswith(("data=", "data.name=")) for text in overrides)
     if measured and not picked and "measurement" not in (tree.get("data") or {}):
         tree["data"] = "measurement"
+    mine = [text for text in overrides if text.startswith("trainer.")]
+    trainer = _trainer(tree.pop("trainer", None), mine)
+    overrides = [text for text in overrides if text not in mine]
     sections, settings = assemble(tree, overrides, tables.SECTIONS, Settings, str(path))
+    shard_of(sections["data"].values["shard"])
     stem = path.parent.name if path.stem == "config" else path.stem
     if settings.out is None:
         settings = dataclasses.replace(settings, out=f"runs/{stem}")
-    return Config(stem, sections, settings)
+    return Config(stem, sections, settings, trainer)
+
+
+def load_run(folder: str | Path) -> Config:
+    """The configuration of a run folder without its data section, which may name what is no more. Raises ConfigError."""
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: holds no config.yaml, so it is no run")
+    tree = {key: value for key, value in _read(path).items() if key not in ("data", "trainer")}
+    groups = [group for group in tables.SECTIONS if group != "data"]
+    sections, settings = assemble(tree, (), groups, Settings, str(path))
+    return Config(Path(folder).resolve().name, sections, settings)
+
+
+def _trainer(section: Any, overrides: Sequence[str]) -> TrainerSettings:
+    """The section trainer, changed by overrides that begin with ``trainer.``."""
+    values = {} if section is None else section
+    if not isinstance(values, dict):
+        raise ConfigError(f"trainer = {section!r}: expected keys, such as devices")
+    merged = _merge({"trainer": values}, list(overrides), ("trainer",))["trainer"]
+    return TrainerSettings(**schema.check("trainer", "trainer", merged, schema.fields_of(TrainerSettings)))
 
 
 def assemble(
@@ -178,12 +197,22 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any
 
     Both as from `Config.as_dict`; the keys that do not change results (device, out, progress, memory) are not compared.
     """
-    flat = [{key: value for key, value in _flatten(tree) if key not in _IMMATERIAL} for tree in (old, new)]
+    flat = [{key: value for key, value in _flatten(tree) if not _immaterial(key)} for tree in (old, new)]
     for key in dict.fromkeys([*flat[1], *flat[0]]):
         values = [tree.get(key, "absent") for tree in flat]
         if values[0] != values[1]:
             return key, values[0], values[1]
     return None
+
+
+def identity(config: Config) -> str:
+    """A checksum of all that `difference` compares."""
+    flat = {key: value for key, value in _flatten(config.as_dict()) if not _immaterial(key)}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _immaterial(key: str) -> bool:
+    return key in _IMMATERIAL or key.startswith("trainer.")
 
 
 def _find(name: str) -> Path:
@@ -273,7 +302,7 @@ def _literal(override: str, tree: Mapping[str, Any], groups: Sequence[str], top_
     top, _, rest = key.partition(".")
     fields: Mapping[str, schema.Field]
     if rest and top in groups:
-        fields = schema.fields_of(tables.resolve(top, tree[top]["name"]), skip=_INJECTED.get(top, {}))
+        fields = schema.fields_of(tables.resolve(top, tree[top]["name"]), skip=_INJECTED.get(top, {})) | (_SHARD if top == "data" else {})
     else:
         fields, rest = top_fields, key
     plain = rest in fields and schema.takes_text(fields[rest].annotation)
@@ -311,7 +340,7 @@ def _component(group: str, values: dict[str, Any]) -> Component:
     for key in values:
         if key in injected:
             raise ConfigError(f"{group}.{key} cannot be set: {injected[key]}")
-    fields = schema.fields_of(factory, skip=injected)
+    fields = schema.fields_of(factory, skip=injected) | (_SHARD if group == "data" else {})
     if group == "operator" and "target" in fields:
         fields |= _fields_of_target(values.get("target"), injected)
     checked = schema.check(group, name, values, fields)

@@ -34,6 +34,7 @@ class Item:
     ``image_shape`` is (C, H, W) of the unknown image, or None where the measurement's own shape has to serve. ``load()``
     gives the truth, float32 (C, H, W) in [-1, 1], or with ``measured`` the measurement y as it was stored. ``facts()`` is what
     else the manifest should say of the item. Two channels are the real and the imaginary part of a complex image.
+    ``problem`` says why the item cannot be loaded, where that is known from the listing.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Item:
     measured: bool
     load: Callable[[], Array]
     facts: Callable[[], dict[str, Any]] = dict
+    problem: str = ""
 
     def digest(self) -> str:
         """The sha256 of the input file."""
@@ -84,14 +86,21 @@ class Images:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def items(self) -> list[Item]:
-        """The chosen files in order; the id of an image is its file name without the suffix. Raises ConfigError."""
+        """The chosen files in order; the id of an image is its file name without the suffix.
+
+        A file that cannot be read is an item with a `problem`. Raises ConfigError for a missing folder and ambiguous ids.
+        """
         files = find_files(self.root)
         chosen = [files[i] for i in pick(self.indices, len(files))]
-        twice = [stem for stem, count in Counter(path.stem for path in chosen).items() if count > 1]
-        if twice:
-            both = ", ".join(str(path) for path in chosen if path.stem == twice[0])
-            raise ConfigError(f"data.root = {self.root}: the id {twice[0]!r} would stand for {both}; rename one, or use data.indices")
-        return [Item(path.stem, path, self._shape(path), False, _Loader(self, path)) for path in chosen]
+        _each_once([(path.stem, path) for path in chosen], f"data.root = {self.root}", "rename one, or use data.indices")
+        return [self._item(path) for path in chosen]
+
+    def _item(self, path: Path) -> Item:
+        load = _Loader(self, path)
+        try:
+            return Item(path.stem, path, self._shape(path), False, load)
+        except ConfigError as error:
+            return Item(path.stem, path, None, False, load, problem=str(error))
 
     def _shape(self, path: Path) -> tuple[int, int, int]:
         """(3, H, W) of the image to be loaded, from the file's header."""
@@ -138,12 +147,12 @@ class _Loader:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A stored measurement y without a truth: .npz with an array `y` (and perhaps an `id`), .npy or .pt.
+    """Stored measurements y without a truth: .npz with an array `y` (and perhaps an `id`), .npy or .pt.
 
     Args:
-        measurement: the file; other arrays in it are not read.
+        measurement: a file, a folder (its files of these kinds, by name) or a glob; other arrays in an .npz are not read.
         image_shape: [C, H, W] of the unknown image; may be left out where y has that shape itself.
-        id: what to call the result; by default the file's own `id`, else its name without the suffix.
+        id: what to call the result of a single file; by default the file's own `id`, else its name without the suffix.
     """
 
     measurement: str
@@ -155,20 +164,64 @@ class Measurement:
             raise ConfigError(f"data.image_shape = {list(self.image_shape)}: must be positive")
 
     def items(self) -> list[Item]:
-        """The one item. Raises ConfigError for a missing or unreadable file and for NaN or infinity in y."""
+        """One item for each file. Raises ConfigError for a missing file, and for a single one that cannot be read.
+
+        Of a folder or glob, files that cannot be read are items with a `problem`, and y is read when it is needed.
+        """
         path = Path(self.measurement).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"data.measurement = {self.measurement}: no such file")
-        y, stored = _read_measurement(path)
-        if y.dtype.kind not in "fciu":
-            raise ConfigError(f"{path}: y has type {y.dtype}; numbers are needed")
-        bad = int((~np.isfinite(y)).sum())
-        if bad:
-            raise ConfigError(f"{path}: y holds {bad} values of {y.size} that are NaN or infinite; every value must be finite")
-        name = self.id or stored or path.stem
-        if name in (".", "..") or set(name) & set("/\\\0"):
-            raise ConfigError(f"data.id = {name!r}: the id names a folder, so it cannot hold a slash")
-        return [Item(name, path, self.image_shape, True, lambda: y)]
+        if path.is_file() or not (path.is_dir() or any(c in self.measurement for c in "*?[")):
+            if not path.is_file():
+                raise ConfigError(f"data.measurement = {self.measurement}: no such file")
+            y, stored = _read_measurement(path)
+            _finite_numbers(y, path)
+            return [Item(_file_name(self.id or stored or path.stem), path, self.image_shape, True, lambda: y)]
+        if self.id is not None:
+            raise ConfigError(f"data.id = {self.id!r}: names one result, but data.measurement = {self.measurement} may be many files")
+        items = [self._item(file) for file in find_files(self.measurement, _MEASUREMENTS, "data.measurement")]
+        _each_once([(item.id, item.path) for item in items], f"data.measurement = {self.measurement}", "rename one")
+        return items
+
+    def _item(self, path: Path) -> Item:
+        def load() -> Array:
+            y = _read_measurement(path)[0]
+            _finite_numbers(y, path)
+            return y
+
+        try:
+            stored = _stored_id(path) if path.suffix == ".npz" else None
+        except ConfigError as error:
+            return Item(path.stem, path, self.image_shape, True, load, problem=str(error))
+        return Item(_file_name(stored or path.stem), path, self.image_shape, True, load)
+
+
+def _finite_numbers(y: Array, path: Path) -> None:
+    if y.dtype.kind not in "fciu":
+        raise ConfigError(f"{path}: y has type {y.dtype}; numbers are needed")
+    bad = int((~np.isfinite(y)).sum())
+    if bad:
+        raise ConfigError(f"{path}: y holds {bad} values of {y.size} that are NaN or infinite; every value must be finite")
+
+
+def _file_name(id: str) -> str:
+    if id in (".", "..", "") or set(id) & set("/\\\0"):
+        raise ConfigError(f"data.id = {id!r}: the id names a folder, so it cannot hold a slash")
+    return id
+
+
+def _each_once(named: Sequence[tuple[str, Path]], where: str, advice: str) -> None:
+    twice = [id for id, count in Counter(id for id, _ in named).items() if count > 1]
+    if twice:
+        both = ", ".join(str(path) for id, path in named if id == twice[0])
+        raise ConfigError(f"{where}: the id {twice[0]!r} would stand for {both}; {advice}")
+
+
+def _stored_id(path: Path) -> str | None:
+    """The `id` in an .npz, without reading its arrays."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return str(stored["id"]) if "id" in stored else None
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _read_measurement(path: Path) -> tuple[Array, str | None]:
@@ -204,7 +257,7 @@ def _read_torch(path: Path) -> Array:
     return np.asarray(y.detach().to(torch.float32).numpy() if y.dtype == torch.bfloat16 else y.detach().numpy())
 
 
-def find_files(root: str, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+def find_files(root: str, suffixes: Sequence[str] = SUFFIXES, key: str = "data.root") -> list[Path]:
     """The files behind a file name, folder or glob, sorted by name. Raises ConfigError where none has one of the suffixes."""
     for pattern in (Path(root).expanduser(), resource(root)):
         if pattern.is_file():
@@ -217,8 +270,9 @@ def find_files(root: str, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
         if files:
             return files
         if found:
-            raise ConfigError(f"data.root = {root}: no images there; the suffixes known are {', '.join(suffixes)}")
-    raise ConfigError(f"data.root = {root}: no such file or folder, and no glob that matches (looked in {Path.cwd()} and the shipped data)")
+            what = "images" if suffixes is SUFFIXES else "files"
+            raise ConfigError(f"{key} = {root}: no {what} there; the suffixes known are {', '.join(suffixes)}")
+    raise ConfigError(f"{key} = {root}: no such file or folder, and no glob that matches (looked in {Path.cwd()} and the shipped data)")
 
 
 def pick(indices: str | int | Sequence[int] | None, count: int | None, key: str = "data.indices") -> list[int]:

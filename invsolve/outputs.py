@@ -4,21 +4,32 @@
     manifest.json             versions, device, seed, sha256 of the weights, and per id: input, time, network calls, peak memory
     metrics.csv               id, sample, metric, value (sample is an index, `mean` for the posterior mean, or `chains`)
     arrays/<id>.npz           y, x (where known), samples (n, C, H, W) in [-1, 1], mean, std
+    records/<id>.json         what manifest.json and metrics.csv hold of one id, or why it failed
     images/<id>/panel.png     what a person looks at first; also sample_<k>.png, and trajectory.gif on request
 
 Where the operator cannot tell an image from its mirror or negative (phase retrieval), `samples` are as they were drawn, while
 mean, std, pictures and the PSNR and SSIM of metrics.csv are of samples aligned with `Operator.align`.
 
-Every file is written beside its place and then moved there, and the npz last: an id is finished if its npz exists.
+Every file is written beside its place and then moved there, and the record of an id last: it is finished if it has a record and
+arrays. Several processes may write to one folder, since no two ids share a file; manifest.json and metrics.csv are gathered from
+the records, now and then and at the end.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
+import hashlib
+import io
 import json
 import os
+import shutil
+import socket
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +39,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from invsolve.config import Config, difference, show
+from invsolve.config import Config, difference, identity, show
 from invsolve.schema import ConfigError
 
 
@@ -41,11 +52,25 @@ class Row(NamedTuple):
     value: float
 
 
+def _machine() -> str:
+    """A short name of what process numbers are counted in: this boot of this machine, and the container."""
+    try:
+        parts = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii") + os.readlink("/proc/self/ns/pid")
+    except OSError:  # no Linux
+        parts = socket.gethostname()
+    return hashlib.sha256(parts.encode()).hexdigest()[:8]
+
+
+_MACHINE = _machine()
+_ORPHAN_AGE = 86400.0  # seconds after which what is half-written belongs to no process, also of another machine
+_GATHER_EVERY = 30.0  # seconds
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{_MACHINE}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -61,40 +86,70 @@ class RunFolder:
 
     def __init__(self, config: Config) -> None:
         self.path = Path(str(config.settings.out)).expanduser()
-        self.manifest: dict[str, Any] = {}
-        self.rows: list[Row] = []
-        self._text = show(config)
-        self._begun_now = False
+        data = replace(config.sections["data"], values={**config.sections["data"].values, "shard": None})
+        whole = replace(config, sections={**config.sections, "data": data})
+        self._text, self._identity, self._weights = show(whole), identity(config), ""
+        self._facts: dict[str, Any] = {}
+        self._begun_now, self._gathered, self._pause = False, time.monotonic(), _GATHER_EVERY
+        self._known: set[str] = set()
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out = {self.path}: is a file; choose another folder with out=...")
         if (self.path / "config.yaml").is_file():
             _refuse_another(self.path, self._text)
-            self.manifest, self.rows = _read_manifest(self.path), _read_rows(self.path)
-            self.rows = [row for row in self.rows if self.array_file(row.id).is_file()]
+            self._facts = {key: value for key, value in _read_manifest(self.path).items() if key not in ("images", "failed", "finished")}
         elif self.path.is_dir():
-            strangers = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+            strangers = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(".") and entry.name != "logs")
             if strangers:
                 raise ConfigError(
                     f"out = {self.path}: holds {strangers[0]} but no config.yaml, so it is no run; choose another with out=..."
                 )
 
-    def begin(self) -> None:
-        """Creates the folder with its config.yaml, unless that is there."""
-        if not (self.path / "config.yaml").is_file():
-            with replacing(self.path / "config.yaml") as temporary:
-                temporary.write_text(self._text, encoding="utf-8")
+    def begin(self, weights: str | None = None, **facts: Any) -> None:
+        """Creates the folder with its config.yaml, unless that is there; ``facts`` are about the whole run.
+
+        Raises ConfigError if another process has begun another configuration here meanwhile, and if ids were finished with other
+        ``weights`` (a checksum) of the prior.
+        """
+        self._weights = weights or ""
+        others = {record["weights"] for record in self._records() if "rows" in record} - {self._weights}
+        if others:
+            raise ConfigError(f"out = {self.path}: its results came from other weights of the prior; choose another folder with out=...")
+        self._claim()
+        _remove_orphans(self.path)
+        self._facts.update(facts, weights_sha256=weights)
+
+    def _claim(self) -> None:
+        """Writes config.yaml where there is none; of several processes one wins, and the others must agree with it."""
+        if (self.path / "config.yaml").is_file():
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.path / f".config.{_MACHINE}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part.yaml"
+        try:
+            temporary.write_text(self._text, encoding="utf-8")
+            try:
+                os.link(temporary, self.path / "config.yaml")
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                with (self.path / "config.yaml").open("x", encoding="utf-8") as file:  # a file system without links
+                    file.write(self._text)
             self._begun_now = True
+        except FileExistsError:
+            _refuse_another(self.path, self._text)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def withdraw(self) -> None:
-        """Removes what `begin` and `describe` wrote in this process, if nothing was finished or saved half-way since.
+        """Removes what `begin` wrote in this process, and the records of failures, if nothing was finished or saved half-way since.
 
         Otherwise a configuration that turned out to be impossible would bar the folder to the corrected one.
         """
         if self._begun_now and not (self.path / "arrays").exists() and not any(self.path.glob("partial/*")):
-            if (self.path / "partial").is_dir():
-                (self.path / "partial").rmdir()
-            for name in ("config.yaml", "manifest.json"):
+            for name in ("config.yaml", "manifest.json", "metrics.csv"):
                 (self.path / name).unlink(missing_ok=True)
+            for name in ("partial", "records", "logs", "images"):
+                if (self.path / name).is_dir():
+                    shutil.rmtree(self.path / name)
             if not any(self.path.iterdir()):
                 self.path.rmdir()
 
@@ -102,49 +157,157 @@ class RunFolder:
         """Where the arrays of an id stand."""
         return self.path / "arrays" / f"{id}.npz"
 
+    def record_file(self, id: str) -> Path:
+        """Where the record of an id stands."""
+        return self.path / "records" / f"{id}.json"
+
     def image_folder(self, id: str) -> Path:
         """Where the pictures of an id stand."""
         return self.path / "images" / id
 
+    def is_finished(self, id: str) -> bool:
+        """Whether the results of an id are complete, whichever process wrote them."""
+        if id not in self._known and self._complete(self.record(id)):
+            self._known.add(id)
+        return id in self._known
+
+    def _complete(self, record: Mapping[str, Any] | None) -> bool:
+        """Whether a record is of a result, and its arrays are there in full (a machine that stopped may have kept half of a file)."""
+        if record is None or "rows" not in record:
+            return False
+        file = self.array_file(record["id"])
+        return file.is_file() and file.stat().st_size == record["bytes"]
+
     def finished(self, ids: Iterable[str]) -> list[str]:
         """Those of ``ids`` whose results are complete."""
-        return [id for id in ids if self.array_file(id).is_file()]
+        return [id for id in ids if self.is_finished(id)]
 
-    def describe(self, **facts: Any) -> None:
-        """Sets facts about the whole run in the manifest."""
-        self.manifest.update(facts)
-        self._write_manifest()
+    def record(self, id: str) -> dict[str, Any] | None:
+        """What is known of an id: `rows` and `facts`, or `failed`; None where there is nothing, or half a file.
+
+        Raises ConfigError for a record of another configuration.
+        """
+        try:
+            held = json.loads(self.record_file(id).read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            return None
+        if held.get("config") != self._identity:
+            name = self.record_file(id).name
+            raise ConfigError(f"out = {self.path}: {name} is of another configuration; choose another folder with out=...")
+        return dict(held)
+
+    def failures(self) -> dict[str, str]:
+        """The ids that could not be sampled or written, with the reason."""
+        return {record["id"]: record["failed"] for record in self._records() if "failed" in record}
+
+    def rows(self) -> list[Row]:
+        """All rows of metrics.csv, by id."""
+        return [row for record in self._records() for row in _rows_of(record)]
 
     def fact(self, id: str, key: str) -> Any:
-        """What the manifest says about an id, or None."""
-        return self.manifest.get("images", {}).get(id, {}).get(key)
+        """What the record of an id says, or None."""
+        return ((self.record(id) or {}).get("facts") or {}).get(key)
 
     def fail(self, id: str, message: str) -> None:
-        """Records that an id could not be sampled."""
-        self.manifest.setdefault("failed", {})[id] = message
-        self._write_manifest()
+        """Records that an id could not be sampled, unless it is finished. A full disk may keep this from being recorded."""
+        if not self.is_finished(id):
+            try:
+                self._write_record(id, {"failed": message})
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
 
     def finish(self, id: str, arrays: Mapping[str, NDArray[Any]], rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
-        """Writes metrics, manifest and arrays of one id, whose pictures are already there."""
-        self.rows = [row for row in self.rows if row.id != id] + list(rows)
-        self._write_rows()
-        self.manifest.setdefault("images", {})[id] = dict(facts)
-        self.manifest.get("failed", {}).pop(id, None)
-        self._write_manifest()
+        """Writes arrays and record of one id, whose pictures are already there. Raises OSError, and then leaves no half of it."""
+        self._claim()
         with replacing(self.array_file(id)) as temporary:
             np.savez_compressed(temporary, allow_pickle=False, **arrays)
-        self._write_manifest()
+        try:
+            written = {"rows": [[*row[1:3], f"{row.value:.6g}"] for row in rows], "facts": dict(facts)}
+            self._write_record(id, {**written, "bytes": self.array_file(id).stat().st_size})
+        except OSError:
+            if not self.is_finished(id):
+                self.array_file(id).unlink(missing_ok=True)
+            raise
+        self._known.add(id)
+        if time.monotonic() - self._gathered > self._pause:
+            self.gather()
 
-    def _write_manifest(self) -> None:
-        self.manifest["finished"] = self.finished(self.manifest.get("images", {}))
-        with replacing(self.path / "manifest.json") as temporary:
-            temporary.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
+    def gather(self) -> None:
+        """Writes metrics.csv and manifest.json from all records, and again if another process has added one meanwhile.
 
-    def _write_rows(self) -> None:
-        with replacing(self.path / "metrics.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
+        On a full disk they stay as they were: the ids that found no room have been reported, and the next call gathers again.
+        """
+        if not (self.path / "config.yaml").is_file():
+            return
+        try:
+            self._gather()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+
+    def _gather(self) -> None:
+        start, before = time.monotonic(), None
+        while (now := self._listing()) != before:
+            before = now
+            records = list(self._records())
+            table = io.StringIO(newline="")
+            writer = csv.writer(table)
             writer.writerow(Row._fields)
-            writer.writerows([*row[:3], f"{row.value:.6g}"] for row in self.rows)
+            writer.writerows([*row[:3], f"{row.value:.6g}"] for record in records for row in _rows_of(record))
+            finished = {record["id"]: record["facts"] for record in records if "rows" in record}
+            failed = {record["id"]: record["failed"] for record in records if "failed" in record}
+            manifest = {**self._facts, "images": finished, "failed": failed, "finished": list(finished)}
+            _write_changed(self.path / "metrics.csv", table.getvalue())
+            _write_changed(self.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        self._gathered = time.monotonic()
+        self._pause = max(_GATHER_EVERY, 50 * (self._gathered - start))
+
+    def _write_record(self, id: str, content: dict[str, Any]) -> None:
+        with replacing(self.record_file(id)) as temporary:
+            held = {"id": id, "config": self._identity, "weights": self._weights, **content}
+            temporary.write_text(json.dumps(held) + "\n", encoding="utf-8")
+
+    def _listing(self) -> list[tuple[str, int, int]]:
+        """Name, time and size of every record, sorted by name."""
+        folder = self.path / "records"
+        if not folder.is_dir():
+            return []
+        entries = [entry for entry in os.scandir(folder) if entry.name.endswith(".json") and not entry.name.endswith(".part.json")]
+        return sorted((entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in entries)
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        """The records by id; those of finished ids only where the arrays are there too."""
+        for name, _, _ in self._listing():
+            held = self.record(name.removesuffix(".json"))
+            if held is not None and ("failed" in held or self._complete(held)):
+                yield held
+
+
+# What the system says when a disk, or the share of it that one may use, is full.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _rows_of(record: Mapping[str, Any]) -> list[Row]:
+    return [Row(record["id"], sample, metric, float(value)) for sample, metric, value in record.get("rows", [])]
+
+
+def _write_changed(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_bytes() != text.encode():
+        with replacing(path) as temporary:
+            temporary.write_bytes(text.encode())
+
+
+def _remove_orphans(path: Path) -> None:
+    """Deletes what processes that are no more left half-written."""
+    for orphan in path.rglob(".*.part.*"):
+        machine, pid = orphan.name.split(".")[-5:-3]
+        dead = machine == _MACHINE and Path("/proc/self").exists() and not Path(f"/proc/{pid}").exists()
+        try:
+            if dead or time.time() - orphan.stat().st_mtime > _ORPHAN_AGE:
+                orphan.unlink(missing_ok=True)
+        except FileNotFoundError:
+            continue  # its own process has just moved it to its place
 
 
 def mean_of(rows: Iterable[Row], metric: str, of_mean: bool) -> float | None:
@@ -179,11 +342,3 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file} is damaged ({error}); choose another folder with out=...") from error
     return dict(stored)
-
-
-def _read_rows(path: Path) -> list[Row]:
-    file = path / "metrics.csv"
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8") as opened:
-        return [Row(line["id"], line["sample"], line["metric"], float(line["value"])) for line in csv.DictReader(opened)]

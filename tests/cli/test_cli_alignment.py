@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from invsolve import run
+from invsolve import reconstruction
 from operators import FourierMagnitude
 
 NOISE = 0.05
@@ -38,7 +38,7 @@ def drawn(monkeypatch, photos):
         return measure(self, x, noise, seed, ids)
 
     monkeypatch.setattr(FourierMagnitude, "measure", remember)
-    monkeypatch.setattr(run, "sample", sample)
+    monkeypatch.setattr(reconstruction, "sample", sample)
     return kept
 
 

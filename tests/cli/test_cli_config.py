@@ -7,8 +7,8 @@ import pytest
 
 from invsolve import schema, tables
 from invsolve.config import ConfigError, difference, load, show
+from invsolve.outputs import RunFolder
 from invsolve.resources import resource
-from invsolve.run import RunFolder
 
 
 def values(config, group):

@@ -6,7 +6,7 @@ import torch
 from refusals import refused
 
 from invsolve.config import ConfigError
-from invsolve.run import Divergence
+from invsolve.monitor import Divergence
 
 CASES = {
     "unknown key": (["sampler.zetta=1"], ["unknown key sampler.zetta", "did you mean sampler.zeta?", "dps takes: zeta, variant"]),
@@ -114,7 +114,7 @@ def test_corrected_configuration_may_use_the_folder_of_a_refused_one(small, cli,
 
 
 def test_divergence_of_one_image_leaves_the_others_and_gives_code_1(small, cli, work, monkeypatch):
-    from invsolve import run
+    from invsolve import reconstruction as run
 
     original = run.sample
 

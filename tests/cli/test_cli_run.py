@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from refusals import refused
 
-from invsolve import outputs, run, tables
+from invsolve import outputs, reconstruction, run, tables
 from invsolve.config import load
 from invsolve.resources import resource
 from operators import Inpainting
@@ -23,13 +23,13 @@ PHOTO = resource("data", "priors", "photo", "unet")
 def sampled_ids(monkeypatch):
     """The ids handed to `sample`, call by call."""
     seen = []
-    original = run.sample
+    original = reconstruction.sample
 
     def sample(*args, ids, **options):
         seen.append(list(ids))
         return original(*args, ids=ids, **options)
 
-    monkeypatch.setattr(run, "sample", sample)
+    monkeypatch.setattr(reconstruction, "sample", sample)
     return seen
 
 
@@ -45,7 +45,7 @@ def test_folder_content(small, cli, work):
     folder = work / "runs/small"
     found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     pictures = ["panel.png", "sample_0.png", "sample_1.png", "sample_2.png", "trajectory.gif"]
-    wanted = [f"arrays/{i}.npz" for i in "abcd"] + [f"images/{i}/{name}" for i in "abcd" for name in pictures]
+    wanted = [kind for i in "abcd" for kind in (f"arrays/{i}.npz", f"records/{i}.json", *(f"images/{i}/{name}" for name in pictures))]
     assert found == sorted([*wanted, "config.yaml", "manifest.json", "metrics.csv"])
 
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -1,0 +1,181 @@
+"""Metrics of a run from its stored arrays, without sampling: as often as one likes, also long after."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.metadata
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invsolve.config import Config, ConfigError, load_run
+from invsolve.evaluation import formats
+from invsolve.evaluation.formats import Table
+from invsolve.evaluation.perceptual import Lpips
+from invsolve.outputs import replacing
+from invsolve.reconstruction import likelihood_of
+from invsolve.writing import fidelity
+
+ESTIMATORS = ("one", "mean", "best")
+
+
+class Metric(NamedTuple):
+    """A column: its name in files, its label, digits to print, and whether more is better (None: 1 is wanted)."""
+
+    name: str
+    label: str
+    digits: int
+    rising: bool | None
+
+
+METRICS = (
+    Metric("psnr", "PSNR [dB]", 2, True),
+    Metric("ssim", "SSIM", 4, True),
+    Metric("lpips", "LPIPS", 4, False),
+    Metric("nmse", "NMSE", 5, False),
+    Metric("chi2", "residual chi²", 3, None),
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a run: ``values[estimator, metric][id]``, with what they are in words.
+
+    Estimators: "one" the average over the samples of an image of each sample's metric, "mean" the posterior mean, "best" the best
+    of the n samples by that very metric and the truth, an oracle. ``truths`` tells images of one name apart.
+    """
+
+    name: str
+    values: dict[tuple[str, str], dict[str, float]]
+    samples: int
+    notes: tuple[str, ...]
+    truths: dict[str, str]
+
+    @property
+    def ids(self) -> list[str]:
+        """The images scored."""
+        return sorted({id for column in self.values.values() for id in column})
+
+    def metrics(self) -> list[Metric]:
+        """The metrics there are."""
+        return [metric for metric in METRICS if any(name == metric.name for _, name in self.values)]
+
+    def table(self) -> Table:
+        """A row for each estimator and a column for each metric: mean ± standard error over the images."""
+        metrics, rows = self.metrics(), []
+        for estimator in ESTIMATORS:
+            cells = [cell(self.values.get((estimator, metric.name), {}).values(), metric) for metric in metrics]
+            if any(cells) and (self.samples > 1 or estimator == "one"):
+                rows.append([label_of(estimator, self.samples), *cells])
+        caption = f"{self.name}: {len(self.ids)} images, {self.samples} samples each, mean ± standard error over the images"
+        return Table(caption, ["", *(metric.label for metric in metrics)], rows, self.notes)
+
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        return self.table().markdown()
+
+
+def label_of(estimator: str, samples: int) -> str:
+    """The name of an estimator in a table."""
+    return {"one": "one sample", "mean": f"mean of {samples}", "best": f"best of {samples} (oracle)"}[estimator]
+
+
+def cell(values: Any, metric: Metric) -> str:
+    """Mean ± standard error of values over images, or nothing."""
+    held = list(values)
+    return formats.plus_minus(*formats.average(held), metric.digits) if held else ""
+
+
+def score(run: str | Path, lpips: str = "auto") -> Scores:
+    """Scores a run folder and writes scores.csv (id, estimator, metric, value) and table.md, table.tex and table.csv into it.
+
+    ``lpips`` names a backbone (alex, vgg, squeeze) whose weights must be on this machine, "auto" the first that is, "none" no
+    LPIPS. Raises ConfigError for a folder without results and for missing weights that were asked for by name.
+    """
+    scores = scores_of(run, lpips)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("id", "estimator", "metric", "value"))
+    for (estimator, metric), column in scores.values.items():
+        writer.writerows((id, estimator, metric, f"{value:.9g}") for id, value in column.items())
+    with replacing(Path(run) / "scores.csv") as path:
+        path.write_bytes(text.getvalue().encode())
+    formats.write([scores.table()], Path(run) / "table")
+    return scores
+
+
+def scores_of(run: str | Path, lpips: str = "auto") -> Scores:
+    """As `score`, and writes nothing. One image at a time is held in memory."""
+    folder, config = Path(run), load_run(run)
+    files = [path for path in sorted((folder / "arrays").glob("*.npz")) if not path.name.endswith(".part.npz")]
+    files = [path for path in files if (folder / "records" / f"{path.stem}.json").is_file()]
+    if not files:
+        raise ConfigError(f"{run}: nothing is finished there; `invsolve eval` or `invsolve run` writes results")
+    perceptual, noise = Lpips(lpips), config.sections["noise"].build()
+    values: dict[tuple[str, str], dict[str, float]] = {}
+    operators: dict[tuple[int, ...], Any] = {}
+    count, truths = 0, {}
+    for path in files:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {key: torch.from_numpy(stored[key]) for key in ("y", "x", "samples", "mean") if key in stored}
+        shape = tuple(arrays["mean"].shape)
+        if shape not in operators:
+            operators[shape] = config.sections["operator"].build(image_shape=shape)
+        count = len(arrays["samples"])
+        if "x" in arrays:
+            truths[path.stem] = _digest(arrays["x"])
+        for key, value in _of_image(config, operators[shape].for_ids([path.stem]), noise, arrays, perceptual).items():
+            values.setdefault(key, {})[path.stem] = value
+    return Scores(config.name, values, count, tuple(_notes(perceptual, bool(truths))), truths)
+
+
+def _of_image(config: Config, operator: Any, noise: Any, arrays: dict[str, Tensor], perceptual: Lpips) -> dict[tuple[str, str], float]:
+    """The scores of one image by (estimator, metric)."""
+    samples, mean = arrays["samples"], arrays["mean"]
+    likelihood = likelihood_of(config, operator, arrays["y"][None], noise)
+
+    def chi2(image: Tensor) -> float:
+        return float(likelihood.discrepancy(image[None])[0]) ** 2
+
+    of_samples = {"chi2": [chi2(one) for one in samples]}
+    of_mean = {"chi2": chi2(mean)}
+    if "x" in arrays:
+        x = arrays["x"]
+        found = [_against(operator.align(one[None], x[None])[0], x, perceptual) for one in samples]
+        of_samples |= {name: [one[name] for one in found] for name in found[0]}
+        of_mean |= _against(mean, x, perceptual)
+    scores: dict[tuple[str, str], float] = {}
+    for name, column in of_samples.items():
+        rising = next(metric.rising for metric in METRICS if metric.name == name)
+        scores["one", name] = float(np.mean(column))
+        if len(column) > 1 and rising is not None:
+            scores["best", name] = max(column) if rising else min(column)
+    return scores | {("mean", name): value for name, value in of_mean.items()}
+
+
+def _against(image: Tensor, truth: Tensor, perceptual: Lpips) -> dict[str, float]:
+    return fidelity(image, truth) | perceptual(image, truth)
+
+
+def _digest(x: Tensor) -> str:
+    return hashlib.sha256(x.numpy().tobytes()).hexdigest()
+
+
+def _notes(perceptual: Lpips, truth: bool) -> list[str]:
+    version = importlib.metadata.version("torchmetrics")
+    chi2 = "residual chi²: the mean squared residual y − A x in units of its noise, about 1 where x fits y (invsolve)"
+    if not truth:
+        return ["no truths are stored, so only the residual is measured", chi2]
+    return [
+        "per image, on the float arrays clipped to [0, 1] (data range 1), complex images as magnitudes",
+        f"PSNR, SSIM (Gaussian window of 11, sigma 1.5): torchmetrics {version}; NMSE: ||x − truth||² / ||truth||² (invsolve)",
+        perceptual.note,
+        chi2,
+        "best of n takes for each metric the sample that the truth says is best: an oracle, no estimate",
+    ]

@@ -1,0 +1,43 @@
+"""Which items are sampled together, and which still have to be.
+
+What is sampled together decides how floating-point numbers are rounded. So items are cut into units once, from the whole list, and
+a run that continues takes whole units again: its arrays are then those of an uninterrupted run to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from invsolve.config import ConfigError
+from invsolve.data import Item
+from invsolve.outputs import RunFolder
+
+
+def units(items: Iterable[Item], batch: int) -> list[list[Item]]:
+    """The items in lists of at most ``batch`` with one image shape each, in the order in which shapes appear."""
+    groups: dict[tuple[object, bool], list[Item]] = {}
+    for item in items:
+        groups.setdefault((item.image_shape, item.measured), []).append(item)
+    return [group[first : first + batch] for group in groups.values() for first in range(0, len(group), batch)]
+
+
+def remaining(unit: list[Item], folder: RunFolder) -> list[list[Item]]:
+    """What of a unit has to be sampled: all of it if an id is missing (finished ones are not written again), or nothing.
+
+    Where only ids are missing that failed before, these one by one, as they were sampled then.
+    """
+    missing = [item for item in unit if not folder.is_finished(item.id)]
+    if missing and all("failed" in (folder.record(item.id) or {}) for item in missing):
+        return [[item] for item in missing]
+    return [unit] if missing else []
+
+
+def check_unchanged(folder: RunFolder, items: Sequence[Item], finished: Iterable[str]) -> None:
+    """Raises ConfigError if the input of a finished id is no longer the file it was made from."""
+    ids = set(finished)
+    for item in items:
+        then = folder.fact(item.id, "input_sha256") if item.id in ids else None
+        if then is not None and then != item.digest():
+            raise ConfigError(
+                f"out = {folder.path}: {item.path} has changed since {item.id} was sampled; choose another folder with out=..."
+            )

@@ -1,0 +1,375 @@
+"""The work on a batch of items: read, measure, sample, align. `invsolve.run` and `invsolve.evaluation` share it.
+
+What is wrong with one item (a file that cannot be read, NaN in a measurement, a trajectory that diverges) is an entry of
+`Outcome.failed` and stops no other; what is wrong with the configuration is a ConfigError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from invsolve import Divergence, Posterior, __version__, memory, panels, sample, tables
+from invsolve.config import Config, ConfigError
+from invsolve.data import Item
+from invsolve.monitor import Event
+from invsolve.outputs import Row
+from invsolve.priors.loading import resolve_device
+from invsolve.samplers.base import Unfit
+from invsolve.schedules import moves
+
+_FRAMES = 60
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Items that have been read: their arrays (truths x, or stored measurements y), and those that could not be, by id."""
+
+    items: list[Item]
+    arrays: list[Array]
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def read(items: Sequence[Item]) -> Batch:
+    """Reads the arrays of items; an unreadable one, or one with NaN or infinity, is named in ``failed`` and left out."""
+    batch = Batch([], [])
+    for item in items:
+        try:
+            if item.problem:
+                raise ConfigError(item.problem)
+            array = np.asarray(item.load())
+            bad = int((~np.isfinite(array)).sum())
+            if bad:
+                name = "y" if item.measured else "x"
+                raise ConfigError(f"{item.path}: {name} holds {bad} values of {array.size} that are NaN or infinite")
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
+            batch.failed[item.id] = _one_line(error)
+        else:
+            batch.items.append(item)
+            batch.arrays.append(array)
+    return batch
+
+
+@dataclass(frozen=True)
+class Done:
+    """One sampled item.
+
+    y, x (or None), samples (n, C, H, W), the same aligned to the first (`_aligned`), and each aligned to the truth; mean and
+    std of the aligned ones, or where a sampler is watched those of its whole chains; the residual of each sample and of the
+    mean, a picture of y; frames of the trajectory (or none), rows of metrics of its chains, and facts for the manifest.
+    """
+
+    item: Item
+    y: Tensor
+    x: Tensor | None
+    samples: Tensor
+    aligned: Tensor
+    closest: Tensor
+    mean: Tensor
+    std: Tensor
+    residuals: list[float]
+    view: Tensor
+    frames: list[Any]
+    chains: list[Row]
+    facts: dict[str, Any]
+
+
+class Outcome:
+    """What became of a batch: items done, ids that failed with the reason, seconds, network calls (None if not counted).
+
+    ``checkpoints`` are files of half-finished trajectories, to be deleted once the results are written. This is no dataclass, for
+    Lightning would take such a prediction apart and copy it.
+    """
+
+    def __init__(
+        self,
+        done: Sequence[Done] = (),
+        failed: Mapping[str, str] | None = None,
+        seconds: float = 0.0,
+        calls: dict[str, int] | None = None,
+    ) -> None:
+        self.done, self.failed, self.seconds, self.calls = list(done), dict(failed or {}), seconds, calls
+        self.checkpoints: list[Path] = []
+
+    def add(self, other: Outcome) -> None:
+        """Adds another outcome to this one."""
+        self.done += other.done
+        self.failed |= other.failed
+        self.seconds += other.seconds
+        self.checkpoints += other.checkpoints
+        if other.calls is not None:
+            self.calls = {key: (self.calls or {}).get(key, 0) + count for key, count in other.calls.items()}
+
+
+class Reconstruction:
+    """The components of a configuration, and what they make of items.
+
+    ``prior`` takes the place of the configured one, ``device`` that of `Settings.device`. ``partial`` is the folder of
+    half-finished trajectories (None: they are not kept). Raises ConfigError where a component cannot be built.
+    """
+
+    def __init__(self, config: Config, prior: Any = None, device: torch.device | None = None, partial: Path | None = None) -> None:
+        self.config, self.settings, self.partial = config, config.settings, partial
+        self.schedule = config.sections["schedule"].build()
+        self.sampler = config.sections["sampler"].build()
+        self.noise = config.sections["noise"].build()
+        device = _usable(self.settings.device) if device is None else device
+        try:
+            self.steps = self.sampler.plan(self.schedule) if hasattr(self.sampler, "plan") else moves(self.schedule)
+        except ValueError as error:
+            raise ConfigError(_one_line(error)) from error
+        self.prior = config.sections["prior"].build(device=device) if prior is None else prior
+        self.device = getattr(self.prior, "device", None) or device
+        self.operators: dict[tuple[int, ...], Any] = {}
+
+    def accept(self, item: Item, y: Array | None = None) -> tuple[int, ...]:
+        """The image shape of an item, once prior and operator have accepted it and, where given, its measurement y.
+
+        Raises ConfigError.
+        """
+        shape = item.image_shape or (tuple(y.shape) if y is not None else ())
+        if len(shape) != 3:
+            raise ConfigError(f"data.image_shape is needed, such as [3, 64, 64]: y has shape {shape}, which is no image's (C, H, W)")
+        try:
+            if hasattr(self.prior, "image_shape_ok"):
+                self.prior.image_shape_ok(shape)
+        except ValueError as error:
+            key = "data.image_shape" if item.measured else "data.size"
+            raise ConfigError(f"{item.id}: prior {self.config.sections['prior'].name}: {error}; set {key}") from error
+        if shape not in self.operators:
+            self.operators[shape] = self.config.sections["operator"].build(image_shape=shape)
+        try:
+            self.operators[shape].for_ids([item.id])
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{item.id}: operator {self.config.sections['operator'].name}: {_one_line(error)}") from error
+        if y is not None and item.measured:
+            self._match(y, shape)
+        return shape
+
+    def _match(self, y: Array, shape: tuple[int, ...]) -> Array:
+        """y without the leading 1 of a batch of one. Raises ConfigError unless it then has the operator's shape."""
+        wanted = tuple(self.operators[shape].measurement_shape)
+        if y.shape == (1, *wanted):
+            y = y[0]
+        if y.shape != wanted:
+            name = self.config.sections["operator"].name
+            raise ConfigError(
+                f"y has shape {y.shape}, but {name} measures an image of shape {shape} as {wanted}; set data.image_shape or the operator"
+            )
+        return y
+
+    def solve(self, batch: Batch) -> Outcome:
+        """Samples a batch that was read, also under Lightning's inference mode. Raises ConfigError for a sampler that is unfit.
+
+        Items that prior or operator do not accept fail; the others are sampled together where their shapes agree. If one
+        trajectory of a batch diverges its items are sampled one by one, which gives the others' same samples.
+        """
+        total = Outcome(failed=dict(batch.failed))
+        by_shape: dict[tuple[int, ...], tuple[list[Item], list[Array]]] = {}
+        # Operators made under inference mode would be useless to autograd.
+        with torch.inference_mode(False), torch.no_grad():
+            for item, array in zip(batch.items, batch.arrays, strict=True):
+                try:
+                    shape = self.accept(item, array if item.measured else None)
+                except ConfigError as error:
+                    total.failed[item.id] = str(error)
+                    continue
+                items, arrays = by_shape.setdefault(shape, ([], []))
+                items.append(item)
+                arrays.append(array)
+            for shape, (items, arrays) in by_shape.items():
+                total.add(self._solve(shape, items, arrays))
+        return total
+
+    def _solve(self, shape: tuple[int, ...], items: list[Item], arrays: list[Array]) -> Outcome:
+        ids = [item.id for item in items]
+        operator = self.operators[shape].for_ids(ids)
+        if items[0].measured:
+            x, y = None, as_float(torch.stack([torch.from_numpy(self._match(array, shape)) for array in arrays]))
+        else:
+            x = torch.stack([torch.from_numpy(array) for array in arrays])
+            y = operator.measure(x, self.noise, seed=self.settings.seed, ids=ids)
+        codec = getattr(self.prior, "autoencoder", None)
+        frames = _Frames(self._frame_indices(), getattr(codec, "decode", lambda x0: x0)) if self.settings.trajectory else None
+        watch = self.sampler.watch() if hasattr(self.sampler, "watch") else None
+        memory.reset_peak(self.device)
+        before, start = self._calls(), time.perf_counter()
+        try:
+            likelihood = likelihood_of(self.config, operator, y.to(self.device), self.noise)
+            samples = self._sample(Posterior(self.prior, likelihood), ids, _Observers(frames, watch))
+        except Divergence as error:
+            if (path := self.checkpoint(ids)) is not None:
+                path.unlink(missing_ok=True)
+            if len(items) == 1:
+                return Outcome(failed={ids[0]: str(error)})
+            total = Outcome()
+            for item, array in zip(items, arrays, strict=True):
+                total.add(self._solve(shape, [item], [array]))
+            return total
+        except (Unfit, ValueError) as error:  # any other TypeError is a mistake of ours, and keeps its traceback
+            raise ConfigError(f"sampler {self.config.sections['sampler'].name}: {_one_line(error)}") from error
+        outcome = Outcome(seconds=time.perf_counter() - start, calls=_minus(self._calls(), before))
+        if (path := self.checkpoint(ids)) is not None:
+            outcome.checkpoints.append(path)
+        facts: dict[str, Any] = {"seconds": round(outcome.seconds / len(items), 3), "network_calls": outcome.calls}
+        facts |= {"device": str(self.device), "peak_memory_mb": memory.peak_megabytes(self.device)}
+        facts |= {"batch": len(items), "image_shape": list(shape)}
+        self._gather(outcome, items, facts, operator, likelihood, samples, x, y, frames, watch)
+        return outcome
+
+    def _gather(
+        self, outcome: Outcome, items: list[Item], facts: dict[str, Any], operator: Any, likelihood: Any, samples: Tensor,
+        x: Tensor | None, y: Tensor, frames: _Frames | None, watch: Any,
+    ) -> None:  # fmt: skip
+        """Aligns, averages and compares samples (B, n, C, H, W), and adds each item to what is done or has failed."""
+        aligned = _aligned(operator, samples, x)
+        closest = samples if x is None else torch.stack([operator.align(s, x) for s in samples.unbind(1)], 1)
+        mean, std = aligned.mean(1), aligned.std(1) if samples.shape[1] > 1 else torch.zeros_like(aligned[:, 0])
+        if watch is not None and not hasattr(self.prior, "autoencoder"):  # the mean of a chain of codes is the code of no mean image
+            mean, std = watch.moments([item.id for item in items])
+            mean = _aligned(operator, mean[:, None], x)[:, 0]
+        residuals = [likelihood.discrepancy(s.to(self.device)).cpu() for s in (*samples.unbind(1), mean)]
+        view = operator.view(2 * y - 1 if self.noise.intensity else y)  # counts are of the image in [0, 1]
+        for b, item in enumerate(items):
+            broken = [k for k, one in enumerate(samples[b]) if not bool(one.isfinite().all())]
+            if broken:
+                which = f"sample{'s' if len(broken) > 1 else ''} {', '.join(map(str, broken))}"
+                advice = "a smaller guidance step or float32 may help"
+                outcome.failed[item.id] = f"the result holds NaN or infinity in {which} of {len(samples[b])}; {advice}"
+                continue
+            truth, numbers, chains, told = None if x is None else x[b], [float(r[b]) for r in residuals], [], dict(facts)
+            if watch is not None:
+                chains = [Row(item.id, "chains", name, value) for name, value in watch.numbers(item.id).items()]
+                told["chains"] = watch.verdict(item.id)
+            kept = [] if frames is None else frames.kept.get(item.id, [])
+            outcome.done.append(
+                Done(item, y[b], truth, samples[b], aligned[b], closest[b], mean[b], std[b], numbers, view[b], kept, chains, told)
+            )
+
+    def _sample(self, target: Any, ids: list[str], observe: _Observers) -> Tensor:
+        """Samples (B, n, C, H, W) on the CPU. Raises Divergence."""
+        s = self.settings
+        return sample(
+            self.sampler, target, self.schedule,
+            n=s.samples, seed=s.seed, ids=ids, progress=s.progress, observe=observe, memory_gb=s.memory_gb,
+            checkpoint=self.checkpoint(ids) if s.checkpoint_every else None, checkpoint_every=s.checkpoint_every,
+            noise_device=s.noise_device,
+        ).detach().float().cpu()  # fmt: skip
+
+    @property
+    def weights(self) -> str | None:
+        """The checksum of the prior's weights, where it has one."""
+        return getattr(self.prior, "weights_sha256", None) or None
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of the whole run."""
+        names = ("torch", "deepinv", "diffusers", "torchmetrics", "numpy")
+        versions = {"invsolve": __version__, "python": platform.python_version()}
+        versions |= {name: importlib.metadata.version(name) for name in names}
+        cuda = self.device.type == "cuda"
+        return {
+            "versions": versions,
+            "device": str(self.device),
+            "device_name": torch.cuda.get_device_name(self.device) if cuda else platform.processor() or platform.machine(),
+            "noise_device": self.settings.noise_device,
+            "seed": self.settings.seed,
+            "prior": self.config.sections["prior"].name,
+            "weights_sha256": self.weights,
+            "array_range": "[-1, 1]",
+        }
+
+    def _frame_indices(self) -> list[int]:
+        return panels.log_spaced([move.t.sigma / move.t.alpha for move in self.steps], _FRAMES)
+
+    def checkpoint(self, ids: Sequence[str]) -> Path | None:
+        """The file of the half-finished trajectories of a batch."""
+        label = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+        return None if self.partial is None else self.partial / f"{label}.pt"
+
+    def _calls(self) -> dict[str, int] | None:
+        calls = getattr(self.prior, "calls", None)
+        return None if calls is None else dict(vars(calls))
+
+
+def likelihood_of(config: Config, operator: Any, y: Tensor, noise: Any) -> Any:
+    """The likelihood that belongs to the configured noise, bound to y (B, *measurement_shape)."""
+    return tables.load_object(tables.LIKELIHOODS[config.sections["noise"].name])(operator, y, **noise.parameters)
+
+
+def _usable(name: str) -> torch.device:
+    """The device of a name. Raises ConfigError with the names there are if torch cannot compute on it."""
+    try:
+        device = resolve_device(name)
+        torch.empty(0, device=device)
+    except (ValueError, RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        here = ["auto", "cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+        raise ConfigError(f"device = {name}: not available here; there are: {', '.join(here)}") from error
+    return device
+
+
+def _aligned(operator: Any, samples: Tensor, x: Tensor | None) -> Tensor:
+    """Samples (B, n, C, H, W), each under the symmetry of the operator that brings it nearest to the first of its image.
+
+    For operators without symmetries, the samples. The first one stays as it is, or is itself aligned to the truth x
+    (B, C, H, W) where that is known: this sets the common orientation of all, and no sample's relation to another.
+    """
+    first = samples[:, 0] if x is None else operator.align(samples[:, 0], x)
+    return torch.stack([first, *(operator.align(s, first) for s in samples.unbind(1)[1:])], 1)
+
+
+class _Observers:
+    """Several observers as one; those that are None are left out."""
+
+    def __init__(self, *observers: Any) -> None:
+        self.observers = [one for one in observers if one is not None]
+
+    def __call__(self, event: Event) -> None:
+        for one in self.observers:
+            one(event)
+
+    def finish(self, rows: Sequence[Any], fields: dict[str, Any]) -> None:
+        for one in self.observers:
+            if hasattr(one, "finish"):
+                one.finish(rows, fields)
+
+
+class _Frames:
+    """An observer that keeps x0_hat of the first sample of every id at chosen steps, as bytes; `decode` makes it an image."""
+
+    def __init__(self, indices: Sequence[int], decode: Callable[[Tensor], Tensor]) -> None:
+        self.indices, self.decode = set(indices), decode
+        self.kept: dict[str, list[Any]] = {}
+
+    def __call__(self, event: Event) -> None:
+        if event.index not in self.indices or event.x0_hat is None:
+            return
+        for place, (id, k) in enumerate(event.rows):
+            if k == 0:
+                image = self.decode(event.x0_hat[place : place + 1].detach())[0]
+                self.kept.setdefault(str(id), []).append(panels.to_bytes(image.float().cpu().numpy()))
+
+
+def as_float(y: Tensor) -> Tensor:
+    """y in single precision, complex where it is."""
+    return y.to(torch.complex64 if y.is_complex() else torch.float32)
+
+
+def _minus(now: dict[str, int] | None, before: dict[str, int] | None) -> dict[str, int] | None:
+    return None if now is None or before is None else {key: now[key] - before[key] for key in now}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,70 @@
+"""What a run needs beside its components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from invsolve.schema import ConfigError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run needs beside its components.
+
+    ``samples``: posterior samples per image. ``seed``: of the measurement noise and of the sampling. ``out``: the output
+    folder (default ``runs/<name of the preset or file>``). ``batch``: images sampled at once. ``memory_gb``: limit under
+    which samples are chunked. ``checkpoint_every``: save a half-finished trajectory every so many steps (0: never).
+    ``trajectory``: also write images/<id>/trajectory.gif. ``noise_device``: where the random numbers are drawn.
+    """
+
+    samples: int = 4
+    seed: int = 0
+    device: str = "auto"
+    out: str | None = None
+    batch: int = 4
+    memory_gb: float | None = None
+    checkpoint_every: int = 0
+    trajectory: bool = False
+    progress: bool = True
+    noise_device: Literal["cpu", "device"] = "cpu"
+
+    def __post_init__(self) -> None:
+        for key, least in (("samples", 1), ("seed", 0), ("batch", 1), ("checkpoint_every", 0)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"{key} = {getattr(self, key)}: must be at least {least}")
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise ConfigError(f"memory_gb = {self.memory_gb}: must be positive, or null for no limit")
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How `invsolve eval` uses Lightning's Trainer; none of it changes a result.
+
+    ``accelerator``, ``devices``, ``num_nodes`` and ``strategy`` are the Trainer's own. ``logger``: csv (in <out>/logs),
+    tensorboard, wandb or none. ``workers``: processes that read images ahead. ``panels``: write the pictures of the first
+    so many images (-1: of all), since drawing them may cost more than sampling.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    logger: Literal["csv", "tensorboard", "wandb", "none"] = "csv"
+    workers: int = 0
+    panels: int = 8
+
+    def __post_init__(self) -> None:
+        for key, least in (("num_nodes", 1), ("workers", 0), ("panels", -1)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"trainer.{key} = {getattr(self, key)}: must be at least {least}")
+
+
+def shard_of(text: str | None) -> tuple[int, int]:
+    """(i, n) of a shard "i/n", i from 0; (0, 1) for None. Raises ConfigError."""
+    if text is None:
+        return 0, 1
+    first, _, count = text.partition("/")
+    if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
+        raise ConfigError(f"data.shard = {text!r}: expected i/n with i from 0 to n - 1, such as 0/3, 1/3 and 2/3")
+    return int(first), int(count)

@@ -1,0 +1,142 @@
+"""From a sampled item to its files and its rows of metrics."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invsolve import panels
+from invsolve.config import Config
+from invsolve.outputs import FULL, Row, RunFolder, replacing
+from invsolve.reconstruction import Done, Outcome
+
+_SSIM_WINDOW = 11
+
+
+class Writer:
+    """Writes outcomes to a run folder.
+
+    ``steps`` is the number of steps of the sampler, for the title of the panels. Pictures are written of the ids in
+    ``pictured``, or of all where that is None.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, steps: int, pictured: frozenset[str] | None = None) -> None:
+        self.config, self.folder, self.steps, self.pictured = config, folder, steps, pictured
+        self._needed = 0
+
+    @property
+    def disk_is_full(self) -> bool:
+        """Whether an item could not be written for want of room, and there still is none for its like."""
+        return self._needed > 0 and shutil.disk_usage(self.folder.path).free < self._needed
+
+    def store(self, outcome: Outcome) -> tuple[list[str], dict[str, str]]:
+        """(ids written now, ids that failed with the reason); an item that another process has finished meanwhile is left alone.
+
+        An item that cannot be written (a full disk) is among the failed, and so is recorded what failed before.
+        """
+        written, failed = [], dict(outcome.failed)
+        for done in outcome.done:
+            id = done.item.id
+            if self.folder.is_finished(id):
+                continue
+            try:
+                self._write(done)
+            except OSError as error:
+                failed[id] = f"could not be written: {' '.join(str(error).split())}"
+                if error.errno in FULL:
+                    self._needed = 2 * done.samples.nbytes
+            else:
+                written.append(id)
+        for id, message in failed.items():
+            self.folder.fail(id, message)
+        if all(self.folder.is_finished(done.item.id) for done in outcome.done):
+            for path in outcome.checkpoints:
+                path.unlink(missing_ok=True)
+        return written, failed
+
+    def _write(self, done: Done) -> None:
+        """Pictures first, then arrays, and last the record that makes the id a finished one."""
+        id, samples = done.item.id, done.samples.numpy()
+        mean, std = done.mean.numpy(), done.std.numpy()
+        x = None if done.x is None else done.x.numpy()
+        rows = [*scores(done), *done.chains]
+        if self.pictured is None or id in self.pictured:
+            aligned, images = done.aligned.numpy(), self.folder.image_folder(id)
+            for k, one in enumerate(aligned):
+                with replacing(images / f"sample_{k}.png") as path:
+                    panels.save_png(one, path)
+            shown = panels.Shown(self._title(id), done.view.numpy(), x, aligned[0], mean, std, len(samples), _captions(done, rows))
+            with replacing(images / "panel.png") as path:
+                panels.save_panel(shown, path)
+        if done.frames:
+            with replacing(self.folder.image_folder(id) / "trajectory.gif") as path:
+                panels.save_gif(done.frames, path)
+        facts = {"input": str(done.item.path), "input_sha256": done.item.digest(), **done.item.facts(), **done.facts}
+        arrays = {"y": done.y.numpy(), **({} if x is None else {"x": x}), "samples": samples, "mean": mean, "std": std}
+        self.folder.finish(id, arrays, rows, facts)
+
+    def _title(self, id: str) -> str:
+        parts = self.config.sections
+        shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in parts["noise"].values.items()}
+        noise = ", ".join(f"{key} {value}" for key, value in shown.items())
+        how = f"{parts['sampler'].name}, {self.steps} steps"
+        return f"{id}: {parts['operator'].name}, {parts['noise'].name} noise ({noise}), prior {Path(parts['prior'].name).name}, {how}"
+
+
+def unit_range(image: Tensor) -> Tensor:
+    """An image (C, H, W) as metrics see it, (1, 1 or 3, H, W): clipped to [0, 1], a complex one as its magnitude."""
+    shown: Tensor = panels.as_shown(image)
+    return ((shown[None] + 1) / 2).clamp(0, 1)
+
+
+def fidelity(image: Tensor, truth: Tensor) -> dict[str, float]:
+    """PSNR (dB), SSIM and NMSE of an image (C, H, W) against the truth, both in [-1, 1].
+
+    All on float images clipped to [0, 1] (data range 1), of complex ones on the magnitudes. PSNR and SSIM are torchmetrics'
+    (Gaussian window of 11, left out below 11 pixels a side); NMSE is ||image - truth||^2 / ||truth||^2, left out for a black truth.
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    unit, reference = unit_range(image), unit_range(truth)
+    found = {"psnr": float(peak_signal_noise_ratio(unit, reference, data_range=1.0))}
+    if min(reference.shape[-2:]) >= _SSIM_WINDOW:
+        found["ssim"] = float(structural_similarity_index_measure(unit, reference, data_range=1.0))
+    energy = float(reference.double().square().sum())
+    if energy > 0:
+        found["nmse"] = float((unit.double() - reference.double()).square().sum()) / energy
+    return found
+
+
+def scores(done: Done) -> list[Row]:
+    """Rows of metrics.csv: the residual always, PSNR and SSIM (`fidelity`) where the truth is known.
+
+    Where the operator has symmetries (`Operator.align`: flip and sign in phase retrieval), a sample is first brought to its
+    form nearest to the truth, and the mean is that of the samples aligned to the first, as in the panel.
+    """
+    labels = [*map(str, range(len(done.samples))), "mean"]
+    rows = [Row(done.item.id, label, "residual", value) for label, value in zip(labels, done.residuals, strict=True)]
+    if done.x is None:
+        return rows
+    for label, image in zip(labels, torch.cat([done.closest, done.mean[None]]), strict=True):
+        found = fidelity(image, done.x)
+        rows += [Row(done.item.id, label, metric, found[metric]) for metric in ("psnr", "ssim") if metric in found]
+    return rows
+
+
+def _captions(done: Done, rows: Sequence[Row]) -> dict[str, str]:
+    """One line below each picture of the panel."""
+    found: dict[Any, float] = {(row.sample, row.metric): row.value for row in rows}
+
+    def line(label: str) -> str:
+        psnr = f"PSNR {found[label, 'psnr']:.1f} dB, " if (label, "psnr") in found else ""
+        return f"{psnr}residual / noise {found[label, 'residual']:.2f}"
+
+    y = done.y.abs() if done.y.is_complex() else done.y
+    shape = " x ".join(map(str, y.shape))
+    measured = f"y: {shape}, {'modulus' if done.y.is_complex() else 'values'} {float(y.min()):.2f} to {float(y.max()):.2f}"
+    return {"view": measured, "sample": line("0"), "mean": line("mean")}
