@@ -102,10 +102,10 @@ class Monitor:
     def _misfit(self, likelihood: Any, x0: Tensor) -> Tensor:
         """The discrepancy of each row; what is decoded for it is no call of the sampler."""
         calls = getattr(self.target.prior, "calls", None)
-        before = calls.decode if calls is not None else 0
+        before = getattr(calls, "decode", None)
         misfit: Tensor = likelihood.discrepancy(x0)
-        if calls is not None:
-            calls.decode = before
+        if before is not None:
+            calls.decode = before  # type: ignore[union-attr]
         return misfit
 
     def close(self) -> None:
