@@ -90,7 +90,7 @@ class RunFolder:
         whole = replace(config, sections={**config.sections, "data": data})
         self._text, self._identity, self._weights = show(whole), identity(config), ""
         self._facts: dict[str, Any] = {}
-        self._begun_now, self._gathered, self._pause = False, time.monotonic(), _GATHER_EVERY
+        self._begun_now, self._agreed, self._gathered, self._pause = False, False, time.monotonic(), _GATHER_EVERY
         self._known: set[str] = set()
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out = {self.path}: is a file; choose another folder with out=...")
@@ -99,7 +99,8 @@ class RunFolder:
             self._facts = {key: value for key, value in _read_manifest(self.path).items() if key not in ("images", "failed", "finished")}
         elif self.path.is_dir():
             strangers = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(".") and entry.name != "logs")
-            if strangers:
+            # Another process may have begun the folder between the two looks; `begin` compares with it.
+            if strangers and not (self.path / "config.yaml").is_file():
                 raise ConfigError(
                     f"out = {self.path}: holds {strangers[0]} but no config.yaml, so it is no run; choose another with out=..."
                 )
@@ -121,6 +122,10 @@ class RunFolder:
     def _claim(self) -> None:
         """Writes config.yaml where there is none; of several processes one wins, and the others must agree with it."""
         if (self.path / "config.yaml").is_file():
+            if not self._agreed:
+                # It may have come since this object looked at the folder.
+                _refuse_another(self.path, self._text)
+                self._agreed = True
             return
         self.path.mkdir(parents=True, exist_ok=True)
         temporary = self.path / f".config.{_MACHINE}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part.yaml"
@@ -133,7 +138,7 @@ class RunFolder:
                     raise
                 with (self.path / "config.yaml").open("x", encoding="utf-8") as file:  # a file system without links
                     file.write(self._text)
-            self._begun_now = True
+            self._begun_now = self._agreed = True
         except FileExistsError:
             _refuse_another(self.path, self._text)
         finally:
