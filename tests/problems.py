@@ -10,9 +10,9 @@ from invsolve import Posterior
 from invsolve.likelihoods import GaussianLikelihood
 from invsolve.priors import GaussianPrior
 from invsolve.problems import modes, problem_mixture, problem_r1
-from operators import Matrix
+from operators import Matrix, Operator
 
-__all__ = ["DOUBLE", "assert_drawn_from", "modes", "problem_16", "problem_mixture", "problem_r1", "randn", "tensor"]
+__all__ = ["DOUBLE", "Squares", "assert_drawn_from", "modes", "problem_16", "problem_mixture", "problem_r1", "randn", "tensor"]
 
 DOUBLE = torch.float64
 
@@ -48,3 +48,13 @@ def assert_drawn_from(mixture, draws, slack=0.0):
         white = torch.linalg.solve_triangular(root, half.mT, upper=False)
         assert float(gap.abs().max()) < 4.5 / math.sqrt(n), (k, gap)
         assert float((white - torch.eye(len(root), dtype=DOUBLE)).abs().max()) < 4.5 * math.sqrt(2 / n) + slack, (k, white)
+
+
+class Squares(Operator):
+    """x -> x^2, entry by entry."""
+
+    def __init__(self, image_shape):
+        super().__init__(image_shape, image_shape)
+
+    def _forward(self, x):
+        return x.square()

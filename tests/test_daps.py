@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from problems import DOUBLE, assert_drawn_from, problem_16, problem_mixture, problem_r1, randn, tensor
+from problems import DOUBLE, Squares, assert_drawn_from, problem_16, problem_mixture, problem_r1, randn, tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from invsolve import Posterior, inner, kernels, sample
@@ -18,7 +18,7 @@ from invsolve.priors import GaussianPrior
 from invsolve.samplers import DAPS
 from invsolve.samplers.daps import Annealed
 from invsolve.schedules import Karras, Levels, moves
-from operators import Identity, Matrix, Operator
+from operators import Identity, Matrix
 
 CHAINS = ("langevin", "underdamped", "hmc", "metropolis")
 
@@ -375,16 +375,6 @@ def test_accepted_chains_draw_the_law_of_the_exact_draw(kind):
     sampler = DAPS(inner=kind, inner_steps=100 if kind == "hmc" else 200)
     draws = sample(sampler, posterior, schedule, n=n, progress=False)[0]
     _moments_agree(draws, mean, cov)
-
-
-class Squares(Operator):
-    """x -> x^2, entry by entry."""
-
-    def __init__(self, image_shape):
-        super().__init__(image_shape, image_shape)
-
-    def _forward(self, x):
-        return x.square()
 
 
 def test_a_nonlinear_operator_needs_no_setting():

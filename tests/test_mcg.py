@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from problems import DOUBLE, problem_16, problem_r1, randn, tensor
+from problems import DOUBLE, Squares, problem_16, problem_r1, randn, tensor
 
 from invsolve import Posterior, kernels, sample
 from invsolve.affine import output_law
@@ -15,7 +15,6 @@ from invsolve.priors import GaussianPrior
 from invsolve.samplers import DPS, MCG, State, Unconditional
 from invsolve.schedules import DDPM, Karras, moves
 from operators import Identity, Inpainting, Matrix
-from operators.base import Operator
 
 EYE = torch.eye(16, dtype=DOUBLE)
 
@@ -333,16 +332,6 @@ def test_a_batch_equals_single_runs(setting):
     for b in range(3):
         alone = sample(setting, posterior.select(torch.tensor([b])), DDPM(steps=20), n=2, ids=[b], progress=False)
         assert torch.allclose(together[b], alone[0], atol=1e-10, rtol=0)
-
-
-class Squares(Operator):
-    """y = x^2."""
-
-    def __init__(self, image_shape):
-        super().__init__(image_shape, image_shape)
-
-    def _forward(self, x):
-        return x**2
 
 
 def test_refusals():

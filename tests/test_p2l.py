@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from problems import DOUBLE, randn, tensor
+from problems import DOUBLE, Squares, randn, tensor
 from torch import nn
 
 from invsolve import Posterior, sample
@@ -20,7 +20,7 @@ from invsolve.priors.conditional import ConditionalNetworkPrior
 from invsolve.samplers import DPS, P2L, PSLD
 from invsolve.samplers.p2l import Prompted
 from invsolve.schedules import DDPM, ScaledLinear, moves
-from operators import Identity, Matrix, Operator
+from operators import Identity, Matrix
 
 SHAPE, CODE, SIGMA = (1, 3, 4), (4,), 0.2
 W = torch.linalg.qr(randn(12, 4, seed=1))[0]
@@ -359,16 +359,6 @@ def test_under_inference_mode():
     with torch.inference_mode():
         found = P2L(K=2).step(posterior, P2L(K=2).init(posterior, X[:1].clone()), MOVE, GivenNoise())
     assert torch.equal(found.x, expected.x) and torch.equal(found.embedding, expected.embedding)
-
-
-class Squares(Operator):
-    """y = x^2."""
-
-    def __init__(self, image_shape):
-        super().__init__(image_shape, image_shape)
-
-    def _forward(self, x):
-        return x**2
 
 
 def test_refusals():

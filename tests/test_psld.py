@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from problems import DOUBLE, randn
+from problems import DOUBLE, Squares, randn
 
 from invsolve import Posterior, sample
 from invsolve.affine import output_law
@@ -14,7 +14,6 @@ from invsolve.priors import GaussianPrior, LatentPrior, LinearAutoencoder
 from invsolve.samplers import DPS, PSLD, State
 from invsolve.schedules import DDPM, moves
 from operators import Identity, Inpainting, Matrix, SuperResolution, from_callable
-from operators.base import Operator
 
 SHAPE, CODE, SIGMA = (1, 4, 4), (5,), 0.2
 SKEW = randn(5, 16, seed=9) / 4
@@ -234,16 +233,6 @@ def test_one_decoding_and_one_encoding_a_step():
         setting.step(posterior, State(randn(1, 5)), moves(DDPM(steps=20))[11], GivenNoise())
         counts.append((calls.decode - before[0], calls.encode - before[1]))
     assert counts == [(1, 1), (1, 0)]
-
-
-class Squares(Operator):
-    """y = x^2."""
-
-    def __init__(self, image_shape):
-        super().__init__(image_shape, image_shape)
-
-    def _forward(self, x):
-        return x**2
 
 
 def test_refusals():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invsolve.priors.base import check_sides
 from invsolve.priors.network import revive
 from invsolve.priors.recompute import recomputed
 
@@ -62,13 +63,7 @@ class DiffusersAutoencoder:
     def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
         """(c, H/f, W/f). Raises ValueError unless image_shape is (C, H, W) with sides that are multiples of `image_multiple`."""
         shape = tuple(image_shape)
-        if len(shape) != 3 or shape[0] != self.channels:
-            raise ValueError(f"this prior takes images of shape ({self.channels}, H, W), not {shape}")
-        for side in shape[1:]:
-            if side % self.image_multiple or side < 1:
-                below = side // self.image_multiple * self.image_multiple
-                near = f"{below} or {below + self.image_multiple}" if below else f"{self.image_multiple}"
-                raise ValueError(f"this prior takes sides that are multiples of {self.image_multiple}; {side} is not (try {near})")
+        check_sides(shape, self.channels, self.image_multiple)
         return (self.latent_channels, shape[1] // self.reduction, shape[2] // self.reduction)
 
     def to(self, device: torch.device | str) -> DiffusersAutoencoder:

@@ -89,3 +89,14 @@ class PixelPrior:
     def dtype(self) -> torch.dtype | None:
         """The type the prior computes in; None if it follows its input."""
         return None
+
+
+def check_sides(shape: tuple[int, ...], channels: int, multiple: int) -> None:
+    """Raises ValueError unless shape is (channels, H, W) with both sides multiples of `multiple`; it names the nearest."""
+    if len(shape) != 3 or shape[0] != channels:
+        raise ValueError(f"this prior takes images of shape ({channels}, H, W), not {tuple(shape)}")
+    for side in shape[1:]:
+        if side % multiple or side < 1:
+            below = side // multiple * multiple
+            near = f"{below} or {below + multiple}" if below else f"{multiple}"
+            raise ValueError(f"this prior takes sides that are multiples of {multiple}; {side} is not (try {near})")

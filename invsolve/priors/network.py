@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from invsolve.levels import Level
-from invsolve.priors.base import PixelPrior
+from invsolve.priors.base import PixelPrior, check_sides
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 
@@ -180,13 +180,7 @@ class NetworkPrior(PixelPrior):
 
     def image_shape_ok(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless shape is (channels, H, W) with both sides multiples of `multiple`."""
-        if len(shape) != 3 or shape[0] != self.channels:
-            raise ValueError(f"this prior takes images of shape ({self.channels}, H, W), not {tuple(shape)}")
-        for side in shape[1:]:
-            if side % self.multiple or side < 1:
-                below = side // self.multiple * self.multiple
-                near = f"{below} or {below + self.multiple}" if below else f"{self.multiple}"
-                raise ValueError(f"this prior takes sides that are multiples of {self.multiple}; {side} is not (try {near})")
+        check_sides(shape, self.channels, self.multiple)
 
     def denoise(self, x: Tensor, t: Level) -> Tensor:
         """E[x_0 | x_t = x], (B, C, H, W) -> (B, C, H, W); not clamped."""
