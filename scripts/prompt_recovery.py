@@ -173,17 +173,18 @@ def main() -> None:
     parser.add_argument("--sigma", type=float, default=0.05)
     parser.add_argument("--box", type=int, default=28, help="side of the missing box")
     parser.add_argument("--unseen", action="store_true", help="new renderings in the faces of training, for choosing settings")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_intermixed_args()
     from invsolve.glyphs import glyphs
 
-    prior = load_prior(options.prior, device=options.device, guidance=options.guidance)
+    prior = load_prior(options.prior, device=options.device, precision=options.precision, guidance=options.guidance)
     truth, labels = glyphs(EVALUATION_SEED, range(options.images), held_out=not options.unseen)
     truth, labels = truth.to(prior.device), labels.to(prior.device)
     given = dict(text.partition("=")[::2] for text in options.overrides)
     settings = [preset({**given, **choice}) for choice in combinations(parse_grid(options.grid))]
-    kept = ("prior", "guidance", "images", "samples", "steps", "sigma", "box", "unseen")
+    kept = ("prior", "guidance", "images", "samples", "steps", "sigma", "box", "unseen", "precision")
     what = {name: getattr(options, name) for name in kept}
     rows = stored(options.json, what)
     for task in options.tasks:

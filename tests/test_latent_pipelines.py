@@ -184,6 +184,26 @@ def test_tiles_cover_an_image_and_blend_to_one(size):
     assert tiled.network.seen == [(min(8, size[0]), min(8, size[1]))] * count + [(min(16, 2 * size[0]), min(16, 2 * size[1]))] * count
 
 
+def test_precision_and_layout_are_of_network_and_autoencoder(classes):
+    full, half = (load_prior(classes, device="cpu", precision=precision, channels_last=True) for precision in ("float32", "bf16"))
+    z = randn(2, *full.signal_shape((3, 32, 32)))
+    seen = []
+    for prior in (full, half):
+        prior.autoencoder.network.decoder.conv_out.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+        prior.autoencoder.network.decoder.conv_in.register_forward_pre_hook(
+            lambda module, given: seen.append(given[0].is_contiguous(memory_format=torch.channels_last))
+        )
+    images = [prior.decode(z) for prior in (full, half)]
+    codes = [prior.encode(images[0]) for prior in (full, half)]
+    assert seen == [True, torch.float32, True, torch.bfloat16]
+    for exact, rounded in (images, codes):
+        error = float((exact - rounded).norm() / exact.norm())
+        # A few roundings to 8 bits, and the result in single precision.
+        assert rounded.dtype == torch.float32 and 0 < error < 0.03
+    with pytest.raises(ValueError, match="'float32' or 'bf16'"):
+        DiffusersAutoencoder(Pointwise(), precision="fp16")
+
+
 @pytest.mark.parametrize("length", range(8, 60))
 def test_tiles_overlap_by_a_quarter_or_more(length):
     starts = _starts(length, 8, 2)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from invsolve.priors.base import check_sides
-from invsolve.priors.network import revive
+from invsolve.priors.network import check_precision, in_precision, revive
 from invsolve.priors.recompute import recomputed
 
 
@@ -25,6 +25,8 @@ class DiffusersAutoencoder:
         tile: side of a tile in image pixels. Larger images are encoded and decoded in overlapping tiles that are blended
             linearly, and a derivative keeps the activations of one tile at a time (each is computed again). The result is
             near that of the whole image, not equal: statistics of normalisation and attention are of a tile.
+        precision: "float32", or "bf16" for autocast inside the network (codes and images are float32 either way).
+        channels_last: its memory layout.
 
     The encoder's distribution is represented by its mean, so that encode is deterministic. A VQModel encodes to what stands
     before quantisation, as in its training. The network is frozen and put into evaluation mode.
@@ -39,10 +41,16 @@ class DiffusersAutoencoder:
         multiple: int | None = None,
         quantize: bool = True,
         tile: int | None = None,
+        precision: Literal["float32", "bf16"] = "float32",
+        channels_last: bool = False,
     ):
+        check_precision(precision)
         if scale == 0:
             raise ValueError("scale=0; the codes of an autoencoder need a scaling factor other than 0")
         self.network: Any = revive(network).eval().requires_grad_(False)
+        if channels_last:
+            self.network = self.network.to(memory_format=torch.channels_last)
+        self.precision, self.channels_last = precision, channels_last
         self.scale, self.shift, self.quantize = float(scale), float(shift), quantize
         self.vector_quantized = hasattr(network, "quantize")
         self.reduction = 2 ** (len(network.config.block_out_channels) - 1)
@@ -72,14 +80,16 @@ class DiffusersAutoencoder:
         return self
 
     def _encode(self, x: Tensor) -> Tensor:
-        out = self.network.encode(x)
-        code: Tensor = out.latents if self.vector_quantized else out.latent_dist.mean
-        return code
+        def run(x: Tensor) -> Tensor:
+            out = self.network.encode(x)
+            code: Tensor = out.latents if self.vector_quantized else out.latent_dist.mean
+            return code
+
+        return in_precision(run, x, self.precision, self.channels_last)
 
     def _decode(self, h: Tensor) -> Tensor:
         options = {"force_not_quantize": not self.quantize} if self.vector_quantized else {}
-        image: Tensor = self.network.decode(h, return_dict=False, **options)[0]
-        return image
+        return in_precision(lambda h: self.network.decode(h, return_dict=False, **options)[0], h, self.precision, self.channels_last)
 
     def _by_tiles(self, run: Callable[[Tensor], Tensor], x: Tensor, unit_in: int, unit_out: int) -> Tensor:
         """run(x), in tiles if x is larger than one; units are pixels per latent pixel, before and after."""

@@ -56,8 +56,8 @@ def load_prior(
             scheduler/ (or their files side by side, as older models on the hub have them); vae/ or vqvae/ makes it a latent
             prior; text_encoder/ and tokenizer/, or classes.safetensors and classes.json, belong to a conditional network.
         device: "auto", or any torch device.
-        precision: "float32" or "bf16" (autocast inside the network, not the autoencoder).
-        channels_last: store the network's tensors channels-last; compile: run the network through torch.compile.
+        precision: "float32", or "bf16" for autocast inside network and autoencoder (what they give is float32 either way).
+        channels_last: store the tensors of both channels-last; compile: run the network through torch.compile.
         allow_download: whether a hub id that is not in the local cache may be fetched.
         prompt: what a conditional prior is conditioned on until it is told otherwise: a text, or the name of a class. None is
             its null embedding.
@@ -85,10 +85,8 @@ def load_prior(
         embedder = load_embedder(folder) if conditional else None
         unet = pipelines.load_unet(pipelines.part(folder, "unet"), config, checkpointing)
         where, multiple = resolve_device(device), 2 ** (len(unet.config.block_out_channels) - 1)
-        options: dict[str, Any] = {
-            **{"channels": int(unet.config.in_channels), "multiple": multiple, "precision": precision},
-            **{"channels_last": channels_last, "compile": compile},
-        }
+        layout: dict[str, Any] = {"precision": precision, "channels_last": channels_last}
+        options: dict[str, Any] = {"channels": int(unet.config.in_channels), "multiple": multiple, "compile": compile, **layout}
         prior: NetworkPrior
         if embedder is None:
             prior = NetworkPrior(unet.to(where), table, prediction, call=_call_unet, **options)
@@ -104,7 +102,7 @@ def load_prior(
         prior.card, prior.weights_sha256 = card, digest
         if codec is None:
             return prior
-        return LatentPrior(prior, pipelines.load_autoencoder(codec, unet, multiple, tile, checkpointing).to(where))
+        return LatentPrior(prior, pipelines.load_autoencoder(codec, unet, multiple, checkpointing, tile=tile, **layout).to(where))
 
 
 def _call_unet(net: Any, x: Tensor, time: Tensor) -> Tensor:

@@ -91,6 +91,22 @@ class TrainingTable:
         return Level(t.alpha / scale, t.sigma / scale)
 
 
+def check_precision(precision: str) -> None:
+    """Raises ValueError for what is not "float32" or "bf16"."""
+    if precision not in ("float32", "bf16"):
+        raise ValueError(f"precision={precision!r}; 'float32' or 'bf16' is needed")
+
+
+def in_precision(run: Callable[[Tensor], Tensor], x: Tensor, precision: str, channels_last: bool) -> Tensor:
+    """run(x) with x in a memory layout, under autocast if `precision` is "bf16"; the result has the type of x either way."""
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    if precision != "bf16":
+        return run(x)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return run(x).to(x.dtype)
+
+
 def revive(module: torch.nn.Module) -> torch.nn.Module:
     """The module with every parameter and buffer that was made under inference mode replaced by a normal copy.
 
@@ -142,8 +158,7 @@ class NetworkPrior(PixelPrior):
     ):
         if prediction not in ("epsilon", "v_prediction", "sample", "flow"):
             raise ValueError(f"prediction={prediction!r}; one of epsilon, v_prediction, sample, flow is needed")
-        if precision not in ("float32", "bf16"):
-            raise ValueError(f"precision={precision!r}; 'float32' or 'bf16' is needed")
+        check_precision(precision)
         if prediction == "v_prediction" and table.path != "vp":
             raise ValueError(f"prediction='v_prediction' is defined for a 'vp' table, not for {table.path!r}")
         self.network = revive(network).eval().requires_grad_(False)
@@ -204,15 +219,9 @@ class NetworkPrior(PixelPrior):
 
     def _forward(self, x: Tensor, time: float, *conditions: Tensor) -> tuple[Tensor, Tensor | None]:
         self.calls.forward += 1
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
         # Never in half precision, which cannot tell neighbouring times apart.
         steps = torch.full((x.shape[0],), time, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        if self.precision == "bf16":
-            with torch.autocast(x.device.type, torch.bfloat16):
-                out = self._call(self._run, x, steps, *conditions).to(x.dtype)
-        else:
-            out = self._call(self._run, x, steps, *conditions)
+        out = in_precision(lambda x: self._call(self._run, x, steps, *conditions), x, self.precision, self.channels_last)
         if out.requires_grad:
             # On the output, which no other call shares; a hook on x would stay on a leaf that is used again.
             out.register_hook(self._count_backward)

@@ -57,8 +57,10 @@ def load_unet(folder: Path, config: dict[str, Any], checkpointing: bool) -> Any:
     return network
 
 
-def load_autoencoder(folder: Path, unet: Any, multiple: int, tile: int | None, checkpointing: bool) -> DiffusersAutoencoder:
+def load_autoencoder(folder: Path, unet: Any, multiple: int, checkpointing: bool, **options: Any) -> DiffusersAutoencoder:
     """The autoencoder of a latent pipeline whose network is `unet`, for codes with sides that are multiples of `multiple`.
+
+    `options` (tile, precision, channels_last) are those of `DiffusersAutoencoder`.
 
     Raises ValueError for a class we do not know, for statistics we do not apply, and if its codes are not the network's.
     """
@@ -84,7 +86,7 @@ def load_autoencoder(folder: Path, unet: Any, multiple: int, tile: int | None, c
     default = network.config.scaling_factor if kind == "AutoencoderKL" else 1.0
     scale, shift = config.get("scaling_factor", default), config.get("shift_factor")
     reduction = 2 ** (len(network.config.block_out_channels) - 1)
-    return DiffusersAutoencoder(network, scale, shift or 0.0, multiple=multiple * reduction, tile=tile)
+    return DiffusersAutoencoder(network, scale, shift or 0.0, multiple=multiple * reduction, **options)
 
 
 def weight_files(folder: Path, conditional: bool) -> list[Path]:
