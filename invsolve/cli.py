@@ -26,6 +26,7 @@ examples:
   invsolve eval photo_inpaint data.root=my_photos trainer.devices=2 trainer.strategy=ddp
                                                     many images on many devices; data.shard=0/8 for a job array
   invsolve score runs/photo_inpaint                 tables of what was sampled; `compare RUN RUN` sets runs side by side
+  invsolve report runs/photo_inpaint                a page of pictures, charts and tables: report.html in the folder
   invsolve list sampler                             the names of a group, each with a line of help
   invsolve show photo_inpaint operator=identity     the whole configuration, defaults included
   invsolve check operator=custom operator.target=mine.py:make
@@ -80,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"invsolve {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the Python traceback of an error")
-    names = "{run,eval,score,compare,list,show,check,show-operator,calibrate}"
+    names = "{run,eval,score,compare,report,list,show,check,show-operator,calibrate}"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     shown = (("run", "sample, and write a folder of results"), ("show", "print the resolved configuration"))
     for name, text in (*shown, ("eval", "as run, of many images on the devices that trainer.devices and trainer.num_nodes name")):
@@ -101,11 +102,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_scoring(commands: Any) -> None:
-    for name, text in (("score", "tables of a run from its stored arrays"), ("compare", "runs side by side, with paired differences")):
+    shown = (("score", "tables of a run from its stored arrays"), ("compare", "runs side by side, with paired differences"))
+    for name, text in (*shown, ("report", "report.html of each run: pictures, charts and tables in one file")):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("runs", nargs="+" if name == "compare" else 1, metavar="RUN", help="the folder of a run")
+        command.add_argument("runs", nargs=1 if name == "score" else "+", metavar="RUN", help="the folder of a run")
         nets = ("auto", "alex", "vgg", "squeeze", "none")
         command.add_argument("--lpips", choices=nets, default="auto", help="backbone of LPIPS, from local weights; auto: one that is there")
+        if name == "score":
+            text = "also FID and KID against the images of a folder, by Inception's local weights"
+            command.add_argument("--fid", default=None, metavar="FOLDER", help=text)
+        if name == "report":
+            command.add_argument("--images", type=int, default=100, metavar="N", help="pictures of the first N images; -1: of all")
         if name == "compare":
             command.add_argument("--of", choices=("one", "mean", "best"), default="mean", help="one sample, the mean, or the best (oracle)")
             command.add_argument("--out", default=None, metavar="FILE", help="also write FILE.md, FILE.tex and FILE.csv")
@@ -124,7 +131,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         return operator_cli.show(options.overrides, options.overwrite)
     if options.command == "calibrate":
         return calibrate_cli.calibrate(options.overrides)
-    if options.command in ("score", "compare"):
+    if options.command in ("score", "compare", "report"):
         return _tables(options)
     from invsolve.config import load, show
 
@@ -147,11 +154,15 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 
 def _tables(options: argparse.Namespace) -> int:
-    """Prints the tables of runs, and writes them."""
-    from invsolve.evaluation import compare, score
+    """Prints the tables of runs, and writes them; or writes their reports."""
+    from invsolve.evaluation import compare, report, score
 
+    if options.command == "report":
+        for run in options.runs:
+            print(report(run, options.lpips, options.images))
+        return 0
     if options.command == "score":
-        print(score(options.runs[0], options.lpips).markdown(), end="")
+        print(score(options.runs[0], options.lpips, options.fid).markdown(), end="")
         return 0
     table = compare(options.runs, options.of, options.lpips)
     if options.out:

@@ -54,7 +54,8 @@ def sample(
         shape: of one signal, where neither measurement nor prior tells.
         dtype: of the state; by default that of the network's weights, else of y.
         progress: a bar with the time left and the running residual ||y - A x0_hat|| / (sigma sqrt(m)).
-        observe: called after every step with an Event; may have a method `finish` (see `samplers.State`).
+        observe: called after every step with an Event; may have methods `finish` (see `samplers.State`) and `read`, which gets
+            the running residuals (see `monitor.Residuals`).
         memory_gb: limit on what one chunk of samples may take; by default half of what is free.
         checkpoint: a file that makes the call resumable: finished chunks and, every `checkpoint_every` steps, the
             running one are saved there, and a later identical call continues bit for bit. It is left in place.
@@ -144,7 +145,8 @@ class _Walk:
             first, fields, self.noise.counts = saved
             state = type(state)(**{k: v.to(self.noise.device) if isinstance(v, Tensor) else v for k, v in fields.items()})
             self.bar.update(first)
-        monitor = Monitor(self.target, self.rows, self.bar, self.steps, remedy=getattr(self.sampler, "remedy", "lower zeta"))
+        remedy, tell = getattr(self.sampler, "remedy", "lower zeta"), getattr(self.observe, "read", None)
+        monitor = Monitor(self.target, self.rows, self.bar, self.steps, remedy=remedy, tell=tell)
         for move in self.steps[first:]:
             state = self.sampler.step(self.target, state, move, self.noise)
             monitor.step(move, state.x, state.x0)

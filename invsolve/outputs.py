@@ -4,8 +4,9 @@
     manifest.json             versions, device, seed, sha256 of the weights, and per id: input, time, network calls, peak memory
     metrics.csv               id, sample, metric, value (sample is an index, `mean` for the posterior mean, or `chains`)
     arrays/<id>.npz           y, x (where known), samples (n, C, H, W) in [-1, 1], mean, std
-    records/<id>.json         what manifest.json and metrics.csv hold of one id, or why it failed
+    records/<id>.json         what manifest.json and metrics.csv hold of one id and the residuals under way, or why it failed
     images/<id>/panel.png     what a person looks at first; also sample_<k>.png, and trajectory.gif on request
+    report.html               all of it on one page, from `invsolve eval` and `invsolve report`
 
 Where the operator cannot tell an image from its mirror or negative (phase retrieval), `samples` are as they were drawn, while
 mean, std, pictures and the PSNR and SSIM of metrics.csv are of samples aligned with `Operator.align`.
@@ -96,7 +97,7 @@ class RunFolder:
             raise ConfigError(f"out = {self.path}: is a file; choose another folder with out=...")
         if (self.path / "config.yaml").is_file():
             _refuse_another(self.path, self._text)
-            self._facts = {key: value for key, value in _read_manifest(self.path).items() if key not in ("images", "failed", "finished")}
+            self._facts = {key: value for key, value in read_manifest(self.path).items() if key not in ("images", "failed", "finished")}
         elif self.path.is_dir():
             strangers = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(".") and entry.name != "logs")
             # Another process may have begun the folder between the two looks; `begin` compares with it.
@@ -178,10 +179,7 @@ class RunFolder:
 
     def _complete(self, record: Mapping[str, Any] | None) -> bool:
         """Whether a record is of a result, and its arrays are there in full (a machine that stopped may have kept half of a file)."""
-        if record is None or "rows" not in record:
-            return False
-        file = self.array_file(record["id"])
-        return file.is_file() and file.stat().st_size == record["bytes"]
+        return record is not None and _is_whole(self.array_file(record["id"]), record)
 
     def finished(self, ids: Iterable[str]) -> list[str]:
         """Those of ``ids`` whose results are complete."""
@@ -213,22 +211,30 @@ class RunFolder:
         """What the record of an id says, or None."""
         return ((self.record(id) or {}).get("facts") or {}).get(key)
 
-    def fail(self, id: str, message: str) -> None:
-        """Records that an id could not be sampled, unless it is finished. A full disk may keep this from being recorded."""
+    def fail(self, id: str, message: str, unwritten: bool = False) -> None:
+        """Records that an id could not be sampled (or, ``unwritten``, that it was and found no room), unless it is finished.
+
+        A full disk may keep this from being recorded.
+        """
         if not self.is_finished(id):
             try:
-                self._write_record(id, {"failed": message})
+                self._write_record(id, {"failed": message, **({"unwritten": True} if unwritten else {})})
             except OSError as error:
                 if error.errno not in FULL:
                     raise
 
-    def finish(self, id: str, arrays: Mapping[str, NDArray[Any]], rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
-        """Writes arrays and record of one id, whose pictures are already there. Raises OSError, and then leaves no half of it."""
+    def finish(
+        self, id: str, arrays: Mapping[str, NDArray[Any]], rows: Sequence[Row], facts: Mapping[str, Any], trace: Mapping[str, Any]
+    ) -> None:
+        """Writes arrays and record of one id, whose pictures are already there. Raises OSError, and then leaves no half of it.
+
+        ``facts`` also go to the manifest, and ``trace``, what is known of the way to the result, stays in the record.
+        """
         self._claim()
         with replacing(self.array_file(id)) as temporary:
             np.savez_compressed(temporary, allow_pickle=False, **arrays)
         try:
-            written = {"rows": [[*row[1:3], f"{row.value:.6g}"] for row in rows], "facts": dict(facts)}
+            written = {"rows": [[*row[1:3], f"{row.value:.6g}"] for row in rows], "facts": dict(facts), "trace": dict(trace)}
             self._write_record(id, {**written, "bytes": self.array_file(id).stat().st_size})
         except OSError:
             if not self.is_finished(id):
@@ -289,6 +295,24 @@ class RunFolder:
                 yield held
 
 
+def _is_whole(file: Path, record: Mapping[str, Any]) -> bool:
+    """Whether an array file is the one that the record of a result tells of."""
+    return "rows" in record and file.is_file() and file.stat().st_size == record["bytes"]
+
+
+def finished_arrays(run: Path) -> list[Path]:
+    """The array files of the finished ids of a run folder, by name."""
+    found = []
+    for file in sorted((run / "arrays").glob("*.npz")):
+        try:
+            record = json.loads((run / "records" / f"{file.stem}.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            continue  # half-written, or of a process that died before it was finished
+        if _is_whole(file, record):
+            found.append(file)
+    return found
+
+
 # What the system says when a disk, or the share of it that one may use, is full.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -338,7 +362,8 @@ def _read_yaml(text: str) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """manifest.json of a run folder, {} where there is none. Raises ConfigError where it is damaged."""
     file = path / "manifest.json"
     if not file.is_file():
         return {}

@@ -90,7 +90,7 @@ def save_panel(shown: Shown, path: Path) -> None:
     from matplotlib.figure import Figure
 
     cells = _cells(shown)
-    top = max([float(np.quantile(cell.content, 0.995)) for cell in cells if cell.is_map] + [1e-6])
+    top = scale_of([cell.content for cell in cells if cell.is_map])
     columns = 3 if len(cells) == 6 else 2
     rows = math.ceil(len(cells) / columns)
     height, width = shown.mean.shape[1:]
@@ -144,12 +144,17 @@ def _cells(shown: Shown) -> list[_Cell]:
     cells.append(image("one sample", "sample", shown.sample))
     cells.append(image(f"mean of {shown.count} sample{'s' if shown.count > 1 else ''}", "mean", shown.mean))
     if shown.truth is not None:
-        cells.append(colour_map("|mean \N{MINUS SIGN} truth|", _magnitude(shown.mean - shown.truth)))
-    cells.append(colour_map("posterior std" if shown.count > 1 else "posterior std (needs 2 samples)", _magnitude(shown.std)))
+        cells.append(colour_map("|mean \N{MINUS SIGN} truth|", magnitude(shown.mean - shown.truth)))
+    cells.append(colour_map("posterior std" if shown.count > 1 else "posterior std (needs 2 samples)", magnitude(shown.std)))
     return cells
 
 
-def _magnitude(values: Array) -> Array:
+def magnitude(values: Array) -> Array:
     """Root mean square over channels, (C, H, W) -> (H, W)."""
-    magnitude: Array = np.sqrt(np.mean(np.square(values.astype(np.float64)), axis=0))
-    return magnitude
+    found: Array = np.sqrt(np.mean(np.square(values.astype(np.float64)), axis=0))
+    return found
+
+
+def scale_of(maps: Sequence[Array]) -> float:
+    """The upper end of the colour scale that maps share: the largest of their 99.5 % quantiles."""
+    return max([float(np.quantile(one, 0.995)) for one in maps] + [1e-6])

@@ -24,10 +24,12 @@ def units(items: Iterable[Item], batch: int) -> list[list[Item]]:
 def remaining(unit: list[Item], folder: RunFolder) -> list[list[Item]]:
     """What of a unit has to be sampled: all of it if an id is missing (finished ones are not written again), or nothing.
 
-    Where only ids are missing that failed before, these one by one, as they were sampled then.
+    Where only ids are missing that failed before, these one by one, as they were sampled then. Those that were sampled, but
+    could not be written, were sampled with their unit.
     """
     missing = [item for item in unit if not folder.is_finished(item.id)]
-    if missing and all("failed" in (folder.record(item.id) or {}) for item in missing):
+    records = [folder.record(item.id) or {} for item in missing]
+    if missing and all("failed" in record and not record.get("unwritten") for record in records):
         return [[item] for item in missing]
     return [unit] if missing else []
 

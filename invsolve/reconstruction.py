@@ -24,7 +24,7 @@ from torch import Tensor
 from invsolve import Divergence, Posterior, __version__, memory, panels, sample, tables
 from invsolve.config import Config, ConfigError
 from invsolve.data import Item
-from invsolve.monitor import Event
+from invsolve.monitor import Event, Residuals
 from invsolve.outputs import Row
 from invsolve.priors.loading import resolve_device
 from invsolve.samplers.base import Unfit
@@ -69,7 +69,8 @@ class Done:
 
     y, x (or None), samples (n, C, H, W), the same aligned to the first (`_aligned`), and each aligned to the truth; mean and
     std of the aligned ones, or where a sampler is watched those of its whole chains; the residual of each sample and of the
-    mean, a picture of y; frames of the trajectory (or none), rows of metrics of its chains, and facts for the manifest.
+    mean, a picture of y; frames of the trajectory (or none), rows of metrics of its chains, facts for the manifest, and the trace:
+    "steps" at which the residual of x0_hat was read, "residuals" of each sample there, and "frames", the steps of the frames.
     """
 
     item: Item
@@ -85,6 +86,7 @@ class Done:
     frames: list[Any]
     chains: list[Row]
     facts: dict[str, Any]
+    trace: dict[str, Any] = field(default_factory=dict)
 
 
 class Outcome:
@@ -209,7 +211,7 @@ class Reconstruction:
         before, start = self._calls(), time.perf_counter()
         try:
             likelihood = likelihood_of(self.config, operator, y.to(self.device), self.noise)
-            samples = self._sample(Posterior(self.prior, likelihood), ids, _Observers(frames, watch))
+            samples = self._sample(Posterior(self.prior, likelihood), ids, _Observers(frames, watch, trace := Residuals()))
         except Divergence as error:
             if (path := self.checkpoint(ids)) is not None:
                 path.unlink(missing_ok=True)
@@ -227,22 +229,22 @@ class Reconstruction:
         facts: dict[str, Any] = {"seconds": round(outcome.seconds / len(items), 3), "network_calls": outcome.calls}
         facts |= {"device": str(self.device), "peak_memory_mb": memory.peak_megabytes(self.device)}
         facts |= {"batch": len(items), "image_shape": list(shape)}
-        self._gather(outcome, items, facts, operator, likelihood, samples, x, y, frames, watch)
+        self._gather(outcome, items, facts, operator, likelihood, samples, x, y, frames, watch, trace)
         return outcome
 
     def _gather(
         self, outcome: Outcome, items: list[Item], facts: dict[str, Any], operator: Any, likelihood: Any, samples: Tensor,
-        x: Tensor | None, y: Tensor, frames: _Frames | None, watch: Any,
+        x: Tensor | None, y: Tensor, frames: _Frames | None, watch: Any, trace: Residuals,
     ) -> None:  # fmt: skip
         """Aligns, averages and compares samples (B, n, C, H, W), and adds each item to what is done or has failed."""
-        aligned = _aligned(operator, samples, x)
+        aligned = align_all(operator, samples, x)
         closest = samples if x is None else torch.stack([operator.align(s, x) for s in samples.unbind(1)], 1)
         mean, std = aligned.mean(1), aligned.std(1) if samples.shape[1] > 1 else torch.zeros_like(aligned[:, 0])
         if watch is not None and not hasattr(self.prior, "autoencoder"):  # the mean of a chain of codes is the code of no mean image
             mean, std = watch.moments([item.id for item in items])
-            mean = _aligned(operator, mean[:, None], x)[:, 0]
+            mean = align_all(operator, mean[:, None], x)[:, 0]
         residuals = [likelihood.discrepancy(s.to(self.device)).cpu() for s in (*samples.unbind(1), mean)]
-        view = operator.view(2 * y - 1 if self.noise.intensity else y)  # counts are of the image in [0, 1]
+        view = picture_of(operator, self.noise, y)
         for b, item in enumerate(items):
             broken = [k for k, one in enumerate(samples[b]) if not bool(one.isfinite().all())]
             if broken:
@@ -255,8 +257,9 @@ class Reconstruction:
                 chains = [Row(item.id, "chains", name, value) for name, value in watch.numbers(item.id).items()]
                 told["chains"] = watch.verdict(item.id)
             kept = [] if frames is None else frames.kept.get(item.id, [])
+            traced = _traced(trace, item.id, len(samples[b])) | ({"frames": sorted(frames.indices)} if frames and kept else {})
             outcome.done.append(
-                Done(item, y[b], truth, samples[b], aligned[b], closest[b], mean[b], std[b], numbers, view[b], kept, chains, told)
+                Done(item, y[b], truth, samples[b], aligned[b], closest[b], mean[b], std[b], numbers, view[b], kept, chains, told, traced)
             )
 
     def _sample(self, target: Any, ids: list[str], observe: _Observers) -> Tensor:
@@ -320,7 +323,13 @@ def _usable(name: str) -> torch.device:
     return device
 
 
-def _aligned(operator: Any, samples: Tensor, x: Tensor | None) -> Tensor:
+def picture_of(operator: Any, noise: Any, y: Tensor) -> Tensor:
+    """The operator's picture (B, 1 or 3, H, W) in [-1, 1] of a measurement y (B, *measurement_shape)."""
+    picture: Tensor = operator.view(2 * y - 1 if noise.intensity else y)  # counts are of the image in [0, 1]
+    return picture
+
+
+def align_all(operator: Any, samples: Tensor, x: Tensor | None) -> Tensor:
     """Samples (B, n, C, H, W), each under the symmetry of the operator that brings it nearest to the first of its image.
 
     For operators without symmetries, the samples. The first one stays as it is, or is itself aligned to the truth x
@@ -339,6 +348,11 @@ class _Observers:
     def __call__(self, event: Event) -> None:
         for one in self.observers:
             one(event)
+
+    def read(self, *reading: Any) -> None:
+        for one in self.observers:
+            if hasattr(one, "read"):
+                one.read(*reading)
 
     def finish(self, rows: Sequence[Any], fields: dict[str, Any]) -> None:
         for one in self.observers:
@@ -360,6 +374,15 @@ class _Frames:
             if k == 0:
                 image = self.decode(event.x0_hat[place : place + 1].detach())[0]
                 self.kept.setdefault(str(id), []).append(panels.to_bytes(image.float().cpu().numpy()))
+
+
+def _traced(trace: Residuals, id: str, samples: int) -> dict[str, Any]:
+    """The readings of an image, if its samples were read at the same steps (one of several chunks may have been resumed)."""
+    found = [trace.kept.get((id, k), []) for k in range(samples)]
+    steps = [[index for index, _ in one] for one in found]
+    if not steps[0] or any(one != steps[0] for one in steps):
+        return {}
+    return {"steps": steps[0], "residuals": [[float(f"{value:.4g}") for _, value in one] for one in found]}
 
 
 def as_float(y: Tensor) -> Tensor:

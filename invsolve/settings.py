@@ -43,7 +43,8 @@ class TrainerSettings:
 
     ``accelerator``, ``devices``, ``num_nodes`` and ``strategy`` are the Trainer's own. ``logger``: csv (in <out>/logs),
     tensorboard, wandb or none. ``workers``: processes that read images ahead. ``panels``: write the pictures of the first
-    so many images (-1: of all), since drawing them may cost more than sampling.
+    so many images (-1: of all), since drawing them may cost more than sampling. ``report``: write report.html in the end, unless
+    this is a shard.
     """
 
     accelerator: str = "auto"
@@ -53,6 +54,7 @@ class TrainerSettings:
     logger: Literal["csv", "tensorboard", "wandb", "none"] = "csv"
     workers: int = 0
     panels: int = 8
+    report: bool = True
 
     def __post_init__(self) -> None:
         for key, least in (("num_nodes", 1), ("workers", 0), ("panels", -1)):

@@ -39,7 +39,7 @@ class Writer:
 
         An item that cannot be written (a full disk) is among the failed, and so is recorded what failed before.
         """
-        written, failed = [], dict(outcome.failed)
+        written, failed, unwritten = [], dict(outcome.failed), set()
         for done in outcome.done:
             id = done.item.id
             if self.folder.is_finished(id):
@@ -48,12 +48,13 @@ class Writer:
                 self._write(done)
             except OSError as error:
                 failed[id] = f"could not be written: {' '.join(str(error).split())}"
+                unwritten.add(id)
                 if error.errno in FULL:
                     self._needed = 2 * done.samples.nbytes
             else:
                 written.append(id)
         for id, message in failed.items():
-            self.folder.fail(id, message)
+            self.folder.fail(id, message, id in unwritten)
         if all(self.folder.is_finished(done.item.id) for done in outcome.done):
             for path in outcome.checkpoints:
                 path.unlink(missing_ok=True)
@@ -78,7 +79,7 @@ class Writer:
                 panels.save_gif(done.frames, path)
         facts = {"input": str(done.item.path), "input_sha256": done.item.digest(), **done.item.facts(), **done.facts}
         arrays = {"y": done.y.numpy(), **({} if x is None else {"x": x}), "samples": samples, "mean": mean, "std": std}
-        self.folder.finish(id, arrays, rows, facts)
+        self.folder.finish(id, arrays, rows, facts, done.trace)
 
     def _title(self, id: str) -> str:
         parts = self.config.sections

@@ -6,7 +6,7 @@
     trainer = Trainer(devices=2, strategy="ddp", callbacks=[ReconstructionWriter(out="runs/mine")])
     trainer.predict(ReconstructionModule.from_config(config), MeasurementDataModule.from_config(config), return_predictions=False)
 
-`score` makes the tables of what was written, `compare` sets several runs side by side.
+`score` makes the tables of what was written, `compare` sets several runs side by side, `report` makes a page of pictures and charts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from invsolve.evaluation.datamodule import MeasurementDataModule
     from invsolve.evaluation.launch import evaluate
     from invsolve.evaluation.module import ReconstructionModule
+    from invsolve.evaluation.reporting import report
     from invsolve.evaluation.scoring import score
     from invsolve.evaluation.writer import ReconstructionWriter
 
@@ -30,10 +31,11 @@ _HOMES = {
     "ReconstructionWriter": "writer:ReconstructionWriter",
     "compare": "comparison:compare",
     "evaluate": "launch:evaluate",
+    "report": "reporting:report",
     "score": "scoring:score",
 }
 
-__all__ = ["MeasurementDataModule", "ReconstructionModule", "ReconstructionWriter", "compare", "evaluate", "score"]
+__all__ = ["MeasurementDataModule", "ReconstructionModule", "ReconstructionWriter", "compare", "evaluate", "report", "score"]
 
 
 def __getattr__(name: str) -> Any:

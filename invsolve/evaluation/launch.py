@@ -25,8 +25,8 @@ from invsolve.run import RunResult
 def evaluate(config: Config, prior: Any = None, say: Callable[[str], None] = print) -> RunResult:
     """Samples every image of ``config`` that is not finished yet on the devices that its section `trainer` names.
 
-    Writes the folder ``config.settings.out``; ``prior`` takes the place of the configured one. The result is that of all
-    ranks on rank 0, and of its own on others. Raises ConfigError where the configuration cannot be run.
+    Writes the folder ``config.settings.out``, and in the end its report.html; ``prior`` takes the place of the configured one. The
+    result is that of all ranks on rank 0, and of its own on others. Raises ConfigError where the configuration cannot be run.
     """
     module, data = ReconstructionModule.from_config(config, prior), MeasurementDataModule.from_config(config)
     writer = ReconstructionWriter(str(config.settings.out), config.trainer.panels)
@@ -42,7 +42,21 @@ def evaluate(config: Config, prior: Any = None, say: Callable[[str], None] = pri
     assert result is not None
     if trainer.is_global_zero and result.skipped:
         say(f"{len(result.skipped)} of {len(data.items)} images were finished in {result.out}")
+    if trainer.is_global_zero and config.trainer.report and config.sections["data"].values.get("shard") is None:
+        _write_report(result, say)
     return result
+
+
+def _write_report(result: RunResult, say: Callable[[str], None]) -> None:
+    """report.html, unless nothing is new; what keeps it from being written spoils no result."""
+    from invsolve.evaluation.reporting import FILE, report
+
+    if not (result.sampled or result.skipped) or not (result.sampled or result.failed or not (result.out / FILE).exists()):
+        return
+    try:
+        say(f"report:   {report(result.out)}")
+    except (ConfigError, OSError) as error:
+        say(f"report.html was not written: {' '.join(str(error).split())}")
 
 
 def _remove_logs(out: Path) -> None:

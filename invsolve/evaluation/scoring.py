@@ -6,7 +6,8 @@ import csv
 import hashlib
 import importlib.metadata
 import io
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ from torch import Tensor
 from invsolve.config import Config, ConfigError, load_run
 from invsolve.evaluation import formats
 from invsolve.evaluation.formats import Table
-from invsolve.evaluation.perceptual import Lpips
-from invsolve.outputs import replacing
+from invsolve.evaluation.perceptual import Lpips, SetDistances
+from invsolve.outputs import finished_arrays, replacing
 from invsolve.reconstruction import likelihood_of
 from invsolve.writing import fidelity
 
@@ -41,6 +42,8 @@ METRICS = (
     Metric("nmse", "NMSE", 5, False),
     Metric("chi2", "residual chi²", 3, None),
 )
+# Of a set of images as a whole: they have no value for one image and no standard error.
+SET_METRICS = (Metric("fid", "FID", 2, False), Metric("kid", "KID", 5, False))
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Scores:
     """The scores of a run: ``values[estimator, metric][id]``, with what they are in words.
 
     Estimators: "one" the average over the samples of an image of each sample's metric, "mean" the posterior mean, "best" the best
-    of the n samples by that very metric and the truth, an oracle. ``truths`` tells images of one name apart.
+    of the n samples by that very metric and the truth, an oracle. ``truths`` tells images of one name apart. ``sets`` holds FID and
+    KID by (estimator, metric) where they were asked for: of all samples, and of the posterior means.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Scores:
     samples: int
     notes: tuple[str, ...]
     truths: dict[str, str]
+    sets: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def ids(self) -> list[str]:
@@ -69,12 +74,15 @@ class Scores:
     def table(self) -> Table:
         """A row for each estimator and a column for each metric: mean ± standard error over the images."""
         metrics, rows = self.metrics(), []
+        whole = [metric for metric in SET_METRICS if ("one", metric.name) in self.sets]
         for estimator in ESTIMATORS:
             cells = [cell(self.values.get((estimator, metric.name), {}).values(), metric) for metric in metrics]
+            found = [self.sets.get((estimator, metric.name)) for metric in whole]
+            cells += ["" if value is None else f"{value:.{metric.digits}f}" for value, metric in zip(found, whole, strict=True)]
             if any(cells) and (self.samples > 1 or estimator == "one"):
                 rows.append([label_of(estimator, self.samples), *cells])
         caption = f"{self.name}: {len(self.ids)} images, {self.samples} samples each, mean ± standard error over the images"
-        return Table(caption, ["", *(metric.label for metric in metrics)], rows, self.notes)
+        return Table(caption, ["", *(metric.label for metric in (*metrics, *whole))], rows, self.notes)
 
     def markdown(self) -> str:
         """The table in Markdown."""
@@ -92,32 +100,39 @@ def cell(values: Any, metric: Metric) -> str:
     return formats.plus_minus(*formats.average(held), metric.digits) if held else ""
 
 
-def score(run: str | Path, lpips: str = "auto") -> Scores:
+def score(
+    run: str | Path, lpips: str = "auto", reference: str | Path | None = None, features: Callable[[Tensor], Tensor] | None = None
+) -> Scores:
     """Scores a run folder and writes scores.csv (id, estimator, metric, value) and table.md, table.tex and table.csv into it.
 
     ``lpips`` names a backbone (alex, vgg, squeeze) whose weights must be on this machine, "auto" the first that is, "none" no
-    LPIPS. Raises ConfigError for a folder without results and for missing weights that were asked for by name.
+    LPIPS. With ``reference``, a folder of images, FID and KID against them, which have no id in scores.csv; ``features`` takes
+    the place of Inception (`SetDistances`). Raises ConfigError for a folder without results and for missing weights that were
+    asked for.
     """
-    scores = scores_of(run, lpips)
+    scores = scores_of(run, lpips, reference, features)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(("id", "estimator", "metric", "value"))
     for (estimator, metric), column in scores.values.items():
         writer.writerows((id, estimator, metric, f"{value:.9g}") for id, value in column.items())
+    writer.writerows(("", estimator, metric, f"{value:.9g}") for (estimator, metric), value in scores.sets.items())
     with replacing(Path(run) / "scores.csv") as path:
         path.write_bytes(text.getvalue().encode())
     formats.write([scores.table()], Path(run) / "table")
     return scores
 
 
-def scores_of(run: str | Path, lpips: str = "auto") -> Scores:
-    """As `score`, and writes nothing. One image at a time is held in memory."""
+def scores_of(
+    run: str | Path, lpips: str = "auto", reference: str | Path | None = None, features: Callable[[Tensor], Tensor] | None = None
+) -> Scores:
+    """As `score`, and writes nothing. One image at a time is held in memory, and of all of them the features for FID."""
     folder, config = Path(run), load_run(run)
-    files = [path for path in sorted((folder / "arrays").glob("*.npz")) if not path.name.endswith(".part.npz")]
-    files = [path for path in files if (folder / "records" / f"{path.stem}.json").is_file()]
+    files = finished_arrays(folder)
     if not files:
         raise ConfigError(f"{run}: nothing is finished there; `invsolve eval` or `invsolve run` writes results")
     perceptual, noise = Lpips(lpips), config.sections["noise"].build()
+    distances = None if reference is None else SetDistances(reference, features)
     values: dict[tuple[str, str], dict[str, float]] = {}
     operators: dict[tuple[int, ...], Any] = {}
     count, truths = 0, {}
@@ -130,9 +145,24 @@ def scores_of(run: str | Path, lpips: str = "auto") -> Scores:
         count = len(arrays["samples"])
         if "x" in arrays:
             truths[path.stem] = _digest(arrays["x"])
-        for key, value in _of_image(config, operators[shape].for_ids([path.stem]), noise, arrays, perceptual).items():
+        operator = operators[shape].for_ids([path.stem])
+        for key, value in _of_image(config, operator, noise, arrays, perceptual).items():
             values.setdefault(key, {})[path.stem] = value
-    return Scores(config.name, values, count, tuple(_notes(perceptual, bool(truths))), truths)
+        if distances is not None:
+            distances.add("one", _aligned(operator, arrays))
+            distances.add("mean", arrays["mean"][None])
+    notes, sets = _notes(perceptual, bool(truths)), {}
+    if distances is not None:
+        distances.add_reference(folder, shape)
+        sets = {(group, name): value for group in ("one", "mean") for name, value in distances.of(group).items()}
+        notes.append(distances.note)
+    return Scores(config.name, values, count, tuple(notes), truths, sets)
+
+
+def _aligned(operator: Any, arrays: dict[str, Tensor]) -> Tensor:
+    """The samples (n, C, H, W), each in the form nearest to the truth where there is one."""
+    samples = arrays["samples"]
+    return torch.cat([operator.align(one[None], arrays["x"][None]) for one in samples]) if "x" in arrays else samples
 
 
 def _of_image(config: Config, operator: Any, noise: Any, arrays: dict[str, Tensor], perceptual: Lpips) -> dict[tuple[str, str], float]:
@@ -147,7 +177,7 @@ def _of_image(config: Config, operator: Any, noise: Any, arrays: dict[str, Tenso
     of_mean = {"chi2": chi2(mean)}
     if "x" in arrays:
         x = arrays["x"]
-        found = [_against(operator.align(one[None], x[None])[0], x, perceptual) for one in samples]
+        found = [_against(one, x, perceptual) for one in _aligned(operator, arrays)]
         of_samples |= {name: [one[name] for one in found] for name in found[0]}
         of_mean |= _against(mean, x, perceptual)
     scores: dict[tuple[str, str], float] = {}

@@ -29,9 +29,9 @@ class ReconstructionWriter(BasePredictionWriter):
         out: the folder. It may hold the same evaluation, interrupted, or other shards of it; another one is refused.
         panels: pictures are written of the first so many images, -1 for all; drawing one may take longer than sampling it.
 
-    Averages of each batch and the panels also go to the Trainer's loggers. After `Trainer.predict`, ``result`` says what was done
-    (``sampled`` and ``failed`` by all ranks, times and calls of this one). An item that is neither finished nor reported failed in
-    the end is in ``failed`` too. Raises ConfigError before anything is sampled where nothing could be.
+    Averages of each batch of rank 0, and the panels of all ranks, also go to the Trainer's loggers. After `Trainer.predict`,
+    ``result`` says what was done (``sampled`` and ``failed`` by all ranks, times and calls of this one). An item that is neither
+    finished nor reported failed in the end is in ``failed`` too. Raises ConfigError before anything is sampled where nothing could be.
     """
 
     def __init__(self, out: str, panels: int = 8) -> None:
@@ -40,6 +40,7 @@ class ReconstructionWriter(BasePredictionWriter):
         self.result: RunResult | None = None
         self._folder: RunFolder | None = None
         self._writer: Writer | None = None
+        self._shown: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Looks at the folder, decides what is left to do, the same on every rank, and begins."""
@@ -108,16 +109,23 @@ class ReconstructionWriter(BasePredictionWriter):
         step = len(self.result.sampled)
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=step)
-            for one in done:
-                path = self._folder.image_folder(one.item.id) / "panel.png"
-                if not path.is_file():
-                    continue
+        self._log_panels(trainer, [one.item.id for one in done], step)
+
+    def _log_panels(self, trainer: Trainer, ids: Sequence[str], step: int) -> None:
+        """The panels of ids, where there are any, to the loggers that take pictures."""
+        assert self._folder is not None
+        for id in ids:
+            path = self._folder.image_folder(id) / "panel.png"
+            if id in self._shown or not path.is_file():
+                continue
+            self._shown.add(id)
+            for logger in trainer.loggers:
                 if hasattr(logger, "log_image"):
-                    logger.log_image(key=f"panel/{one.item.id}", images=[str(path)], step=step)
+                    logger.log_image(key=f"panel/{id}", images=[str(path)], step=step)
                 elif hasattr(logger.experiment, "add_image"):
                     with Image.open(path) as opened:
                         picture = np.asarray(opened.convert("RGB"))
-                    logger.experiment.add_image(f"panel/{one.item.id}", picture, step, dataformats="HWC")
+                    logger.experiment.add_image(f"panel/{id}", picture, step, dataformats="HWC")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Once all ranks are done, gathers the tables and sees whether every item is finished or has a reason not to be."""
@@ -133,6 +141,8 @@ class ReconstructionWriter(BasePredictionWriter):
             reason = "not sampled: the disk is full" if full else "not sampled: its process ended early; the same command goes on with it"
             result.failed = {id: told.get(id, reason) for id in ids if id not in finished}
             result.rows = self._folder.rows()
+            # Loggers hear rank 0 alone, which has seen its own images only.
+            self._log_panels(trainer, result.sampled, len(result.sampled))
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -3,25 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from shared import one_thread as one_thread
+from shared import save_photos, stationary_prior
 
 from invsolve.cli import main
-from invsolve.priors import GaussianPrior
 from invsolve.priors.network import Calls
-
-SIDE = 16
 
 
 class CountedPrior:
     """A stationary Gaussian prior for 3 x 16 x 16 images that counts its calls, and can be told to fail."""
 
     def __init__(self):
-        f2 = torch.fft.fftfreq(SIDE)[:, None] ** 2 + torch.fft.fftfreq(SIDE)[None] ** 2
-        power = 1 / (f2 + 1e-2)
-        self.inner = GaussianPrior.stationary(0.0, 0.2 * power / power.mean(), (3, SIDE, SIDE))
+        self.inner = stationary_prior()
         self.image_shape = self.inner.image_shape
         self.calls = Calls()
         self.weights_sha256 = "0" * 64
@@ -58,12 +53,8 @@ class Outcome:
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    # These tensors are too small to share, and waiting for a second core costs more than it brings.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def always_one_thread(one_thread):
+    pass
 
 
 @pytest.fixture
@@ -89,12 +80,7 @@ def prior(monkeypatch):
 def photos(work):
     """Four smooth 24 x 20 images a.png ... d.png in the folder photos."""
     folder = work / "photos"
-    folder.mkdir()
-    rows, columns = np.mgrid[0:24, 0:20] / 24
-    for k, name in enumerate("abcd"):
-        planes = [np.sin(3 * rows + k), np.cos(4 * columns - k), rows * columns - 0.1 * k]
-        values = np.clip(np.stack(planes, -1) * 90 + 128, 0, 255).astype(np.uint8)
-        Image.fromarray(values).save(folder / f"{name}.png")
+    save_photos(folder, "abcd", 24, 20, 0.1)
     return folder
 
 

@@ -4,16 +4,11 @@ import sys
 from pathlib import Path
 
 import torch
-
-from invsolve.priors import GaussianPrior
-
-SIDE = 16
+from shared import stationary_prior
 
 
 def analytic_prior():
-    f2 = torch.fft.fftfreq(SIDE, dtype=torch.float64)[:, None] ** 2 + torch.fft.fftfreq(SIDE, dtype=torch.float64)[None] ** 2
-    power = 1 / (f2 + 1e-2)
-    return GaussianPrior.stationary(0.0, 0.2 * power / power.mean(), (3, SIDE, SIDE))
+    return stationary_prior(torch.float64)
 
 
 def arrays_of(folder: Path) -> dict[str, bytes]:

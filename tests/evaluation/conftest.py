@@ -4,11 +4,11 @@ import os
 import signal
 import time
 
-import numpy as np
 import pytest
 import torch
 from analytic import analytic_prior
-from PIL import Image
+from shared import one_thread as one_thread
+from shared import save_photos
 
 CONFIG = """\
 prior: any
@@ -17,7 +17,7 @@ noise: {name: gaussian, sigma: 0.05}
 schedule: {name: ddpm, steps: 5}
 sampler: {name: dps, zeta: 0.3}
 data: {name: images, root: photos, size: 16, fit: crop}
-trainer: {panels: 0, logger: none}
+trainer: {panels: 0, logger: none, report: false}
 samples: 2
 batch: 3
 device: cpu
@@ -26,22 +26,15 @@ progress: false
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def always_one_thread(one_thread):
+    pass
 
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
     """A folder to work in, with 24 photographs and small.yaml."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    rows, columns = np.mgrid[0:16, 0:16] / 16
-    for k in range(24):
-        planes = [np.sin(3 * rows + k), np.cos(4 * columns - k), rows * columns - 0.03 * k]
-        Image.fromarray(np.clip(np.stack(planes, -1) * 90 + 128, 0, 255).astype(np.uint8)).save(tmp_path / f"photos/i{k:02d}.png")
+    save_photos(tmp_path / "photos", [f"i{k:02d}" for k in range(24)], 16, 16, 0.03)
     (tmp_path / "small.yaml").write_text(CONFIG)
     return tmp_path
 

@@ -1,5 +1,6 @@
 """Several processes, by Lightning's own launcher and by torchrun, give the arrays and tables of one."""
 
+import importlib.util
 import json
 import os
 import socket
@@ -17,7 +18,7 @@ from invsolve.resources import resource
 
 SCRIPT = Path(__file__).with_name("analytic.py")
 PHOTO = resource("data", "priors", "photo", "unet")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(resource()), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(resource()), str(resource("tests"))]), "OMP_NUM_THREADS": "1"}
 
 pytestmark = pytest.mark.slow
 
@@ -32,12 +33,19 @@ def test_two_processes_give_what_one_gives(work, prior):
     """Seven units for two ranks, one image that cannot be read; then a single unit, of which the second rank gets nothing."""
     (work / "photos/i05.png").write_bytes(b"no image")
     changes = ["trainer.devices=2", "trainer.strategy=ddp", "data.indices=0-18", "out=runs/two"]
+    changes += ["trainer.panels=4", "trainer.logger=tensorboard"] if importlib.util.find_spec("tensorboard") else []
     done = called(SCRIPT, "small.yaml", *changes, code=1)
     evaluate(load("small.yaml", ["data.indices=0-18", "out=runs/one"]), prior, say=lambda line: None)
     assert arrays_of(work / "runs/two") == arrays_of(work / "runs/one") and len(arrays_of(work / "runs/two")) == 18
     assert (work / "runs/two/metrics.csv").read_bytes() == (work / "runs/one/metrics.csv").read_bytes()
     manifest = json.loads((work / "runs/two/manifest.json").read_text())
     assert list(manifest["failed"]) == ["i05"] and "i05" not in manifest["finished"], done.stderr
+    if "trainer.panels=4" in changes:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        # The fourth image was sampled by the second rank.
+        (logs,) = (work / "runs/two/logs").iterdir()
+        assert EventAccumulator(str(logs)).Reload().Tags()["images"] == [f"panel/i0{k}" for k in range(4)]
     for id in ("i00", "i04"):
         (work / f"runs/two/records/{id}.json").unlink()
     called(SCRIPT, "small.yaml", *changes, code=1)

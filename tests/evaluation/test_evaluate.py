@@ -2,16 +2,22 @@
 
 import csv
 import gc
+import io
 import json
 import random
+import sys
 import time
 import tracemalloc
+import types
+import unittest.mock
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from analytic import arrays_of
 from lightning.pytorch import Trainer
+from PIL import Image
 
 from invsolve.config import ConfigError, load
 from invsolve.evaluation import MeasurementDataModule, ReconstructionModule, ReconstructionWriter, evaluate
@@ -191,6 +197,44 @@ def test_loggers_get_numbers_and_panels(work, prior):
     assert [key for key, _ in recorder.pictures] == ["panel/i00", "panel/i01"]
 
 
+def test_tensorboard_holds_numbers_and_panels(work, prior):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    quiet(load("small.yaml", ["data.indices=0-3", "trainer.logger=tensorboard", "trainer.panels=2"]), prior)
+    (folder,) = (work / "runs/small/logs").iterdir()
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    found = [(one.step, one.value) for one in events.Scalars("mean/psnr")]
+    with (work / "runs/small/metrics.csv").open(newline="") as file:
+        psnr = [float(row["value"]) for row in csv.DictReader(file) if row["sample"] == "mean" and row["metric"] == "psnr"]
+    assert found == [(3, pytest.approx(np.mean(psnr[:3]), rel=1e-5)), (4, pytest.approx(psnr[3], rel=1e-5))]
+    assert events.Tags()["images"] == ["panel/i00", "panel/i01"]
+    for id in ("i00", "i01"):
+        (logged,) = events.Images(f"panel/{id}")
+        ours = Image.open(work / f"runs/small/images/{id}/panel.png").convert("RGB")
+        theirs = Image.open(io.BytesIO(logged.encoded_image_string)).convert("RGB")
+        np.testing.assert_array_equal(np.asarray(theirs), np.asarray(ours))
+
+
+def test_wandb_holds_numbers_and_panels(work, prior, monkeypatch):
+    """Lightning's own logger, with a stand-in for the client, which would need an account."""
+    logged = []
+    run = types.SimpleNamespace(log=logged.append, define_metric=lambda *names, **options: None, config=unittest.mock.Mock())
+    names = {"wandb": {}, "wandb.sdk": {}, "wandb.sdk.lib": {"RunDisabled": type("RunDisabled", (), {})}}
+    names |= {"wandb.wandb_run": {"Run": types.SimpleNamespace}}
+    for name, held in names.items():
+        module = types.ModuleType(name)
+        module.__dict__.update(held)
+        monkeypatch.setitem(sys.modules, name, module)
+    client = sys.modules["wandb"]
+    client.run, client.init, client.Image = None, lambda **options: run, lambda path: ("image", path)
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", True)
+    quiet(load("small.yaml", ["data.indices=0-3", "trainer.logger=wandb", "trainer.panels=1"]), prior)
+    assert [one["trainer/global_step"] for one in logged if "mean/psnr" in one] == [3, 4]
+    pictures = [one for one in logged if any(key.startswith("panel/") for key in one)]
+    assert pictures == [{"panel/i00": [("image", "runs/small/images/i00/panel.png")], "trainer/global_step": 3}]
+
+
 def test_bf16_is_the_networks_alone(work):
     """The Trainer's precision reaches the prior's network and the folder's identity; measurements stay in single precision."""
     changes = ["prior=photo", "data.indices=0", "schedule.steps=2", "samples=1"]
@@ -215,17 +259,31 @@ def test_bf16_is_the_networks_alone(work):
         )
 
 
+def array_bytes():
+    """Bytes of all arrays of numpy and tensors of torch that are alive; small objects of Python do not count."""
+    gc.collect()
+    domain = np.lib.tracemalloc_domain
+    traces = tracemalloc.take_snapshot().filter_traces([tracemalloc.DomainFilter(True, domain)]).traces
+    alive = [one.untyped_storage() for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and one.layout == torch.strided]
+    return sum(trace.size for trace in traces) + sum({one.data_ptr(): one.nbytes() for one in alive}.values())
+
+
 def test_memory_does_not_grow_with_the_number_of_images(work, prior, monkeypatch):
-    """Between the fourth and the last of eight batches, less is kept than the arrays of one image."""
+    """When the third, fifth and last of eight batches are written the same bytes are alive, to less than one image's samples.
+
+    And of the arrays of a batch nothing is left when the next but one is written.
+    """
     from invsolve.writing import Writer
 
-    held, store = [], Writer.store
+    held, alive, batches, store = [], [], [], Writer.store
 
     def measured(self, outcome):
+        batches.append([weakref.ref(one) for done in outcome.done for one in (done, done.samples, done.aligned, done.mean, done.y)])
         result = store(self, outcome)
-        outcome.done.clear()
         gc.collect()
-        held.append(tracemalloc.get_traced_memory()[0])
+        alive.append([any(one() is not None for one in batch) for batch in batches])
+        if len(batches) in (3, 5, 8):
+            held.append(array_bytes())
         return result
 
     monkeypatch.setattr(Writer, "store", measured)
@@ -234,7 +292,8 @@ def test_memory_does_not_grow_with_the_number_of_images(work, prior, monkeypatch
         quiet(load("small.yaml", ["samples=8"]), prior)
     finally:
         tracemalloc.stop()
-    assert len(held) == 8 and held[-1] - held[3] < 8 * 3 * 16 * 16 * 4
+    assert len(batches) == 8 and not any(any(one[:-2]) for one in alive), alive
+    assert len(held) == 3 and max(held) - min(held) < 8 * 3 * 16 * 16 * 4, held
 
 
 def test_lightning_cli_builds_all_three(work, prior, monkeypatch):

@@ -1,9 +1,11 @@
 """What goes wrong with one image is said of it and costs no other; what is wrong with the configuration is refused."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from invsolve.config import ConfigError, load
 from invsolve.evaluation import evaluate
 from invsolve.outputs import RunFolder
 from invsolve.resources import resource
+from invsolve.samplers import DPS
 
 PHOTO = resource("data", "priors", "photo")
 
@@ -78,6 +81,29 @@ def test_nan_in_a_stored_measurement_and_in_one_sample(work, prior, monkeypatch)
     assert "m9.npz cannot be read" in result.failed["m9"]
 
 
+def test_a_diverging_sample_is_named_and_costs_its_image_alone(work, prior, monkeypatch):
+    """An image is finished with all its samples or not at all: a mean of fewer would be no mean of `samples`."""
+    quiet(few("out=runs/whole"), prior)
+    step, whole = DPS.step, arrays_of(work / "runs/whole")
+
+    def broken(self, target, state, move, noise):
+        state = step(self, target, state, move, noise)
+        for row, name in enumerate(noise.rows):
+            if name in (("i01", 1), ("i03", 0), ("i03", 1)) and move.index == 2:
+                state.x[row] = torch.nan
+        return state
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DPS, "step", broken)
+        result = quiet(few(), prior)
+    assert result.sampled == ["i00", "i02", "i04"] and list(result.failed) == ["i01", "i03"]
+    assert "diverged at image 'i01', sample 1: step 3 of 5" in result.failed["i01"]
+    assert "diverged at image 'i03', samples 0, 1: step 3 of 5" in result.failed["i03"]
+    assert json.loads((work / "runs/small/manifest.json").read_text())["failed"] == result.failed
+    assert arrays_of(work / "runs/small") == {id: whole[id] for id in ("i00", "i02", "i04")}
+    assert quiet(few(), prior).sampled == ["i01", "i03"] and arrays_of(work / "runs/small") == whole
+
+
 def test_a_full_disk_leaves_what_was_finished_and_names_the_rest(work, prior, forked):
     """On a file system of 160 KB, in a mount namespace of its own."""
     disk = work / "disk"
@@ -110,6 +136,34 @@ def test_a_full_disk_leaves_what_was_finished_and_names_the_rest(work, prior, fo
     assert not quiet(load("small.yaml", ["out=disk/run"]), prior).failed
     quiet(load("small.yaml", ["out=runs/whole"]), prior)
     assert arrays_of(disk / "run") == arrays_of(work / "runs/whole")
+
+
+def test_a_file_system_that_says_it_is_full(work, prior, monkeypatch):
+    """As above where nothing can be mounted: the eighth array finds no room, with a part of it written."""
+    written, ids, save = [], [f"i{k:02d}" for k in range(24)], np.savez_compressed
+
+    def savez(path, **arrays):
+        if len(written) == 7:
+            path.write_bytes(b"half a file")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(path)
+        save(path, **arrays)
+
+    with monkeypatch.context() as full:
+        full.setattr(np, "savez_compressed", savez)
+        full.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=0))
+        result = quiet(load("small.yaml"), prior)
+    assert result.sampled == ids[:7] and sorted(result.failed) == ids[7:]
+    assert all(result.failed[id].startswith("could not be written: [Errno 28] No space left") for id in ids[7:9])
+    assert all(result.failed[id] == "not sampled: the disk is full" for id in ids[9:])
+    assert sorted(arrays_of(work / "runs/small")) == ids[:7] and not list((work / "runs").rglob(".*"))
+    # What was sampled with a unit is sampled with it again, for a network rounds by what is sampled together.
+    together, original = [], reconstruction.sample
+    monkeypatch.setattr(reconstruction, "sample", lambda *args, ids, **more: together.append(ids) or original(*args, ids=ids, **more))
+    assert quiet(load("small.yaml"), prior).sampled == ids[7:]
+    assert together == [ids[first : first + 3] for first in range(6, 24, 3)]
+    quiet(load("small.yaml", ["out=runs/whole"]), prior)
+    assert arrays_of(work / "runs/small") == arrays_of(work / "runs/whole")
 
 
 def test_two_writers_at_once(work, prior, forked):

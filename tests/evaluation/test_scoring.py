@@ -1,17 +1,19 @@
 """Tables from stored arrays: the numbers, what they are called, and paired differences."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from PIL import Image
+from scipy import linalg, stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from invsolve.cli import main
 from invsolve.config import ConfigError, load
-from invsolve.evaluation import compare, evaluate, score
-from invsolve.evaluation.perceptual import Lpips
+from invsolve.evaluation import compare, evaluate, perceptual, score
+from invsolve.evaluation.perceptual import Lpips, SetDistances, kernel_distance
 from operators import GaussianBlur
 
 COUNT = 5
@@ -114,8 +116,11 @@ def test_comparison_covers_the_common_images_and_refuses_other_truths(runs):
     (runs / "one/records/i04.json").unlink()
     text = compare([runs / "zero", runs / "one"]).markdown()
     assert "4 images" in text and "not all runs have them: i04" in text
-    path = runs / "one/arrays/i03.npz"
+    path, record = runs / "one/arrays/i03.npz", runs / "one/records/i03.json"
     np.savez(path, **(stored(runs / "one")["i03"] | {"x": np.zeros((3, 16, 16), np.float32)}))
+    # What is not of the length in its record is half a file.
+    assert "i03" not in score(runs / "one", "none").ids
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"bytes": path.stat().st_size}))
     with pytest.raises(ConfigError, match="i03: its truth is not the same"):
         compare([runs / "zero", runs / "one"])
     with pytest.raises(ConfigError, match="two runs or more"):
@@ -139,6 +144,101 @@ def test_lpips_is_of_local_weights_and_says_which(tmp_path, monkeypatch):
     assert lpips(a, b)["lpips"] == pytest.approx(lpips(b, a)["lpips"]) and lpips(a, b)["lpips"] > 1e-4
     assert lpips(a[:1], b[:1])["lpips"] > 0  # grey as three equal channels
     assert lpips(a[:, :16, :16], b[:, :16, :16]) == {} and "32 pixels" in lpips.note
+
+
+def three_features(picture):
+    """Of uint8 (B, 3, H, W): a mean, a product of two, and a difference across the image."""
+    assert picture.dtype == torch.uint8 and picture.shape[1:] == (3, 16, 16)
+    x = picture.double() / 255
+    return torch.stack([x[:, 0].mean((1, 2)), (x[:, 1] * x[:, 2]).mean((1, 2)), (x[:, :, 8:] - x[:, :, :8]).mean((1, 2, 3))], 1)
+
+
+def frechet(a, b):
+    """The squared Frechet distance of Gaussians fitted to features (Dowson and Landau 1982)."""
+    covariances = [np.cov(one, rowvar=False) for one in (a, b)]
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    return np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(covariances[0] + covariances[1] - 2 * root)
+
+
+def test_fid_and_kid_against_the_definition(runs, work):
+    """The reference is cut as the images of the run were: here the centre of larger photographs."""
+    (work / "others").mkdir()
+    generator, others = np.random.default_rng(0), []
+    for k in range(12):
+        whole = generator.integers(0, 256, (20, 24, 3), dtype=np.uint8) // (1 + k % 3)
+        Image.fromarray(whole).save(work / f"others/o{k:02d}.png")
+        others.append(torch.from_numpy(whole[2:18, 4:20].transpose(2, 0, 1).copy()))
+    reference = three_features(torch.stack(others)).numpy()
+    scores = score(runs / "zero", "none", work / "others", three_features)
+    arrays = stored(runs / "zero").values()
+    for estimator, images in (("one", np.concatenate([a["samples"] for a in arrays])), ("mean", np.stack([a["mean"] for a in arrays]))):
+        pictures = np.round(255 * np.clip((images + 1) / 2, 0, 1)).astype(np.uint8)
+        found = three_features(torch.from_numpy(pictures)).numpy()
+        assert scores.sets[estimator, "fid"] == pytest.approx(frechet(found, reference), rel=1e-6)
+        # The definition pair by pair.
+        k = [[(f @ g / 3 + 1) ** 3 for g in (*found, *reference)] for f in (*found, *reference)]
+        m, n = len(found), len(reference)
+        pairs = [sum(k[i][j] for i in part for j in part if i != j) / len(part) / (len(part) - 1) for part in (range(m), range(m, m + n))]
+        cross = sum(k[i][j] for i in range(m) for j in range(m, m + n)) / m / n
+        assert scores.sets[estimator, "kid"] == pytest.approx(sum(pairs) - 2 * cross, rel=1e-6)
+    header, first = [line for line in scores.markdown().splitlines() if line.startswith("| ")][::2][:2]
+    assert header.endswith("| FID | KID |") and f"| {scores.sets['one', 'fid']:.2f} | {scores.sets['one', 'kid']:.5f} |" in first
+    assert "features given; 15 samples against 12 reference images" in scores.markdown()
+    with (runs / "zero/scores.csv").open(newline="") as file:
+        assert {(row["estimator"], row["metric"]) for row in csv.DictReader(file) if row["id"] == ""} == set(scores.sets)
+
+
+def test_kid_is_that_of_torchmetrics():
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    a, b = torch.randn(2, 9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + torch.tensor([[[0.0]], [[0.5]]])
+    theirs = KernelInceptionDistance(feature=perceptual._Given(4), subsets=1, subset_size=9)
+    theirs.update(a, real=True)
+    theirs.update(b, real=False)
+    assert kernel_distance(a, b) == pytest.approx(float(theirs.compute()[0]), rel=1e-9)
+
+
+def test_inception_is_of_local_weights_or_refused(runs, work, tmp_path, monkeypatch, capsys):
+    """The network itself is a stand-in here; what is loaded, from where, and what never is, is not."""
+    from torchmetrics.image import fid
+
+    class Stand(torch.nn.Module):
+        def __init__(self, name, features_list, feature_extractor_weights_path):
+            super().__init__()
+            self.load_state_dict(torch.load(feature_extractor_weights_path))
+            seen.append((name, features_list))
+
+        def forward(self, picture):
+            return three_features(picture)
+
+    seen, fetched = [], []
+    monkeypatch.setattr(fid, "NoTrainInceptionV3", Stand)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *arguments, **options: fetched.append(arguments))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub_home"))
+    command = ["score", "runs/zero", "--lpips", "none", "--fid", "photos"]
+    assert main(command) == 2 and "nothing is downloaded" in capsys.readouterr().err
+    weights = tmp_path / "hub_home/hub/checkpoints" / perceptual._INCEPTION
+    weights.parent.mkdir(parents=True)
+    torch.save({"state": torch.nn.Linear(2, 2)}, weights)
+    with monkeypatch.context() as without:
+        without.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
+        assert main(command) == 2 and "pip install 'invsolve[fid]'" in capsys.readouterr().err
+    monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: True)
+    assert main(command) == 2 and "holds no weights of Inception" in capsys.readouterr().err and not seen
+    weights.write_bytes(weights.read_bytes()[:300])
+    assert main(command) == 2 and "holds no weights of Inception" in capsys.readouterr().err and not seen
+    torch.save({}, weights)
+    monkeypatch.setattr(perceptual.importlib.metadata, "version", lambda name: "1.2.3")
+    assert main(command) == 0 and seen == [("inception-v3-compat", ["2048"])] and not fetched
+    out = capsys.readouterr().out
+    assert "| FID | KID |" in out and "Inception V3 of torch-fidelity 1.2.3" in out and "15 samples against 24 reference images" in out
+    assert main([*command[:-1], "nowhere"]) == 2 and "--fid = nowhere" in capsys.readouterr().err
+    (work / "photos/i07.png").write_bytes(b"no image")
+    assert main(command) == 2 and "--fid: photos/i07.png cannot be read" in capsys.readouterr().err
+    distances = SetDistances("photos", three_features)
+    distances.add("one", torch.zeros(3, 3, 16, 16))
+    with pytest.raises(ConfigError, match="two images or more; there are 3, and 0 in the reference"):
+        distances.of("one")
 
 
 def test_folders_that_hold_no_results_are_refused(work):
