@@ -23,6 +23,7 @@ SECTIONS = ("prior", "operator", "noise", "schedule", "sampler", "data")
 GROUPS = (*SECTIONS, "run")
 
 DATA = {
+    "crops": "invsolve.data_crops:Crops",
     "glyphs": "invsolve.data_glyphs:Glyphs",
     "images": "invsolve.data:Images",
     "measurement": "invsolve.data:Measurement",

@@ -5,7 +5,7 @@ The same sampler, noise and levels; what differs is how a fit is made: "prox" (`
 mean squared residual of 1e-6, decay 0.01). Images are held-out glyphs, 64 x 64. Without --prior the prior is Gaussian on the principal
 components of training glyphs, with a linear decoder; rounds of the solvers alternate, and times are medians.
 
-    python scripts/benchmark_resample.py --prior runs/glyphs/export --tasks "SR x4" box --images 2
+    python scripts/benchmark_resample.py --prior glyphs --tasks "SR x4" box --images 2
 """
 
 from __future__ import annotations

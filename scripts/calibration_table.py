@@ -1,8 +1,8 @@
 """The README's table of calibration: every sampler against posteriors of images that are known, as `invsolve calibrate` does it.
 
-    python scripts/calibration_table.py                          # all rows, about ten minutes on two cores
+    python scripts/calibration_table.py --json runs/calibration.json     # all rows, about ten minutes; run again to continue
     python scripts/calibration_table.py --rows DPS --images 32 --draws 9
-    python scripts/calibration_table.py --operator gaussian_blur --json runs/calibration.json
+    python scripts/calibration_table.py --operator gaussian_blur
 
 Images of 8 x 8 under a Gaussian prior and under one of two modes; half of the sides missing in a box unless --operator names
 another, noise of sigma 0.1. A row is a line of ROWS:
@@ -19,13 +19,14 @@ Bold is what neither the tolerance of 10 % nor chance explains. All but the mode
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from tables_common import Kept, command_line, markdown, needed
+from tables_common import Row as Result
 
 from invsolve.calibrate import Calibration, Draw, calibrate, sampler_draws
 from invsolve.problems import gaussian_noise_likelihood, image_problem
@@ -67,10 +68,8 @@ ROWS = [
     Row("`Unconditional()`, DDPM 1000, which ignores y", Unconditional(), DDPM(steps=1000)),
 ]
 
-HEAD = (
-    "| sampler | mean, measured | mean, open | std, measured | std, open | modes | distance | 90 % | ranks | calibrated |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-)
+HEAD = ("sampler", "mean, measured", "mean, open", "std, measured", "std, open", "modes", "distance", "90 %", "ranks", "calibrated")
+DEFAULTS = {"operator": "inpainting", "images": 128, "draws": 39}
 
 
 def shown(text: str, off: bool) -> str:
@@ -85,8 +84,8 @@ def spread(found: Calibration, key: str) -> str:
     return shown(f"{mean.value:.2f} ({math.sqrt(low.value):.2f} to {math.sqrt(high.value):.2f})", mean.off or low.off or high.off)
 
 
-def line(label: str, gaussian: Calibration, mixture: Calibration) -> str:
-    """A row of the table in Markdown."""
+def cells_of(label: str, gaussian: Calibration, mixture: Calibration) -> list[str]:
+    """A row of the table."""
 
     def cell(found: Calibration, key: str) -> str:
         one = [f for f in found.findings if f.key == key]
@@ -98,30 +97,36 @@ def line(label: str, gaussian: Calibration, mixture: Calibration) -> str:
     cells = [label, cell(gaussian, "mean_measured"), cell(gaussian, "mean_open"), spread(gaussian, "measured"), spread(gaussian, "open")]
     cells += [cell(mixture, "modes"), cell(gaussian, "distance"), shown(f"{covered.value:.1%}", covered.off)]
     cells.append(shown(f"{least:.2g}" if least >= 1e-4 else "< 0.0001", any(f.off for f in p.values())))
-    return "| " + " | ".join([*cells, "yes" if gaussian.passed and mixture.passed else "no"]) + " |"
+    return [*cells, "yes" if gaussian.passed and mixture.passed else "no"]
+
+
+def readme(rows: Sequence[Result]) -> str:
+    """The README's table. Raises Incomplete."""
+    return markdown(HEAD, [needed(rows, {"label": row.label, **DEFAULTS})["cells"] for row in ROWS])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--operator", default="inpainting", choices=sorted(OPERATORS), help="a linear one, with its own defaults")
-    parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--draws", type=int, default=39)
+    parser = command_line(__doc__)
+    parser.add_argument("--operator", default=DEFAULTS["operator"], choices=sorted(OPERATORS), help="a linear one, with its own defaults")
+    parser.add_argument("--images", type=int, default=DEFAULTS["images"])
+    parser.add_argument("--draws", type=int, default=DEFAULTS["draws"])
     parser.add_argument("--rows", default="", help="only those whose label holds this text")
-    parser.add_argument("--json", help="also write all findings to this file")
     args = parser.parse_args()
     from invsolve.tables import resolve
 
     operator, likelihood = resolve("operator", args.operator)(image_shape=SHAPE), gaussian_noise_likelihood(SIGMA)
     problems = [image_problem(kind, operator, SIGMA, likelihood, SIGMA) for kind in ("gaussian", "mixture")]
-    print(HEAD)
-    start, findings = time.perf_counter(), {}
+    start, kept, lines = time.perf_counter(), Kept(args.json), []
     for row in (row for row in ROWS if args.rows in row.label):
-        found = [calibrate(row.draw(), problem, images=args.images, draws=args.draws) for problem in problems]
-        findings[row.label] = [one.as_dict() for one in found]
-        print(line(row.label, *found), flush=True)
+
+        def measure(row: Row = row) -> Result:
+            found = [calibrate(row.draw(), problem, images=args.images, draws=args.draws) for problem in problems]
+            return {"cells": cells_of(row.label, *found), "findings": [one.as_dict() for one in found]}
+
+        key = {"label": row.label, "operator": args.operator, "images": args.images, "draws": args.draws}
+        lines.append(kept.row(key, measure)["cells"])
+    print(markdown(HEAD, lines))
     print(f"\n{args.images} truths and {args.draws} draws for each, {time.perf_counter() - start:.0f} s")
-    if args.json:
-        Path(args.json).write_text(json.dumps(findings, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The README's table of biases: every posterior sampler on two problems in the plane whose posteriors are known.
 
-    python scripts/closed_form_table.py                     # all rows, some minutes
+    python scripts/closed_form_table.py --json runs/closed_form.json     # all rows, some minutes; run again to continue
     python scripts/closed_form_table.py --rows DAPS --draws 4000
 
 The problems are those of invsolve.problems. On the Gaussian one (R1) the law of a sampler whose steps are affine is computed
@@ -16,7 +16,6 @@ A row is a line of ROWS; `latent=True` puts the problem behind an autoencoder th
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import time
@@ -25,6 +24,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tables_common import Kept, command_line, needed
+from tables_common import Row as Result
 from torch import Tensor
 
 from invsolve import Posterior
@@ -217,17 +218,24 @@ def exact_lines(n: int) -> str:
     return "| " + " | ".join([*cells, "0", "1", "0", "1"]) + " |\n" + line(control)
 
 
+def readme(rows: Sequence[Result]) -> str:
+    """The README's table. Raises Incomplete."""
+    held = [{k: v for k, v in needed(rows, {"label": row.label, "draws": DRAWS}).items() if k != "draws"} for row in ROWS]
+    return "\n".join([HEAD, exact_lines(DRAWS), *(line(Figures(**one)) for one in held)])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--rows", default="", help="only those whose label holds this text")
     args = parser.parse_args()
-    print(HEAD)
-    print(exact_lines(args.draws))
-    start = time.perf_counter()
+    start, kept, lines = time.perf_counter(), Kept(args.json), []
     for row in ROWS:
         if args.rows in row.label:
-            print(line(figures(row, args.draws)), flush=True)
+            key = {"label": row.label, "draws": args.draws}
+            held = kept.row(key, lambda row=row: dataclasses.asdict(figures(row, args.draws)))
+            lines.append(line(Figures(**{k: v for k, v in held.items() if k != "draws"})))
+    print("\n".join([HEAD, exact_lines(args.draws), *lines]))
     print(f"\n{args.draws} draws for each row, {time.perf_counter() - start:.0f} s")
 
 

@@ -1,6 +1,6 @@
 """The MRI table: diffusion sampling with the phantom prior on phantoms that it has not seen, beside the classical methods.
 
-    python scripts/mri_table.py --json runs/mri.json     # measure, and print the table in Markdown
+    python scripts/mri_table.py --json runs/mri.json     # measure, and print the table in Markdown; run again to continue
     python scripts/mri_table.py --sampler dps --sweep    # choose a setting on other phantoms (never on the evaluated ones)
 
 Per task: zero-filled, SENSE (conjugate gradients, Tikhonov) and joint total variation with the weights that an oracle finds
@@ -11,13 +11,13 @@ data range 1, averaged over phantoms. Noise is Gaussian, of standard deviation 0
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from tables_common import Kept, Row, bold_best, command_line, markdown, needed, oracle, precision_option
 from torch import Tensor
 
 from invsolve import Posterior, load_prior, sample
@@ -45,11 +45,6 @@ def psnr(x: Tensor, truth: Tensor) -> float:
     """Mean over images (B, 2, H, W) of the PSNR in dB of their magnitudes, clipped to [0, 1]."""
     a, b = (torch.linalg.vector_norm(t, dim=1).clamp(max=1) for t in (x, truth))
     return float((-10 * (a - b).square().flatten(1).mean(1).log10()).mean())
-
-
-def oracle(method: Callable[[float], Tensor], weights: tuple[float, ...], truth: Tensor) -> tuple[float, float]:
-    """(PSNR, weight) of the best of a grid of weights."""
-    return max((psnr(method(weight), truth), weight) for weight in weights)
 
 
 # Per sampler: how its one setting is named, the value that was best on other phantoms, the grid of --sweep, and how it runs.
@@ -80,42 +75,60 @@ def sweep(prior: Any, args: argparse.Namespace) -> None:
             print(f"{task}: {SAMPLERS[args.sampler][0]} {value:g}, steps {args.steps}: {found}", flush=True)
 
 
-def row_of(prior: Any, task: str, truth: Tensor, args: argparse.Namespace) -> dict[str, Any]:
-    operator = TASKS[task](args.size)
+def key_of(args: argparse.Namespace, task: str) -> Row:
+    """What tells one line from the others."""
+    key: Row = {"task": task, "phantoms": args.phantoms, "size": args.size, "sampler": None if args.prior == "none" else args.sampler}
+    if args.prior != "none":
+        setting, best = SAMPLERS[args.sampler][:2]
+        key |= {setting: best if args.value is None else args.value, "steps": args.steps, "samples": args.samples}
+        key |= {"prior": args.prior, "precision": args.precision}
+    return key
+
+
+def row_of(prior: Any, key: Row, truth: Tensor, panels: Path | None) -> Row:
+    """The figures of one line of the table."""
+    operator = TASKS[key["task"]](key["size"])
     y = operator.measure(truth, SIGMA)
-    tv, tv_weight = oracle(lambda weight: total_variation(operator, y, weight), TV_WEIGHTS, truth)
-    tikhonov, sense_weight = oracle(lambda weight: sense(operator, y, weight), SENSE_WEIGHTS, truth)
-    row: dict[str, Any] = {"task": task, "phantoms": len(truth), "zero_filled": psnr(zero_filled(operator, y), truth)}
+    tv, tv_weight, _ = oracle(((weight, total_variation(operator, y, weight)) for weight in TV_WEIGHTS), lambda x: psnr(x, truth))
+    tikhonov, sense_weight, _ = oracle(((weight, sense(operator, y, weight)) for weight in SENSE_WEIGHTS), lambda x: psnr(x, truth))
+    row: Row = {"zero_filled": psnr(zero_filled(operator, y), truth)}
     row |= {"sense": tikhonov, "sense_weight": sense_weight, "tv": tv, "tv_weight": tv_weight}
     if prior is not None:
-        setting, best = SAMPLERS[args.sampler][:2]
-        value = best if args.value is None else args.value
-        draws, residual, seconds = draw(prior, operator, y, args.sampler, value, args.steps, args.samples)
+        name, n = key["sampler"], key["samples"]
+        draws, residual, seconds = draw(prior, operator, y, name, key[SAMPLERS[name][0]], key["steps"], n)
         mean = draws.mean(1)
-        row |= {"sampler": args.sampler, setting: value, "steps": args.steps, "samples": args.samples, "seconds": seconds}
-        row |= {"sample": psnr(draws[:, 0], truth), "mean": psnr(mean, truth), "residual": residual}
-        if args.panels is not None:
-            args.panels.mkdir(parents=True, exist_ok=True)
+        row |= {"seconds": seconds, "sample": psnr(draws[:, 0], truth), "mean": psnr(mean, truth), "residual": residual}
+        if panels is not None:
+            panels.mkdir(parents=True, exist_ok=True)
             view, std = operator.view(y), draws.std(1)
             for b in range(min(4, len(truth))):
-                name = f"{task}, phantom {b}"
-                shown = Shown(name, *(t[b].numpy() for t in (view, truth, draws[:, 0], mean, std)), args.samples, {"view": "zero-filled"})
-                save_panel(shown, args.panels / f"{name.replace(' ', '_').replace(',', '')}.png")
-    print({k: round(v, 2) if isinstance(v, float) and "weight" not in k else v for k, v in row.items()}, flush=True)
+                title = f"{key['task']}, phantom {b}"
+                shown = Shown(title, *(t[b].numpy() for t in (view, truth, draws[:, 0], mean, std)), n, {"view": "zero-filled"})
+                save_panel(shown, panels / f"{title.replace(' ', '_').replace(',', '')}.png")
     return row
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| task | zero-filled | SENSE (oracle) | TV (oracle) | one sample | mean | residual | s a sample |", "| --- " * 8 + "|"]
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table; the task is a column if there are several."""
+    several = len({r["task"] for r in rows}) > 1
+    head, lines = ["zero-filled", "SENSE", "total variation"], []
+    if rows[0]["sampler"] is not None:
+        name = rows[0]["sampler"].upper()
+        head += [f"{name}, one sample", f"{name}, mean of {rows[0]['samples']}", "residual / noise"]
     for r in rows:
-        ours = [f"{r[key]:.2f}" if key in r else "" for key in ("sample", "mean", "residual", "seconds")]
-        lines.append(f"| {r['task']} | {r['zero_filled']:.2f} | {r['sense']:.2f} | {r['tv']:.2f} | {' | '.join(ours)} |")
-    return "\n".join(lines)
+        cells = bold_best([r[key] for key in ("zero_filled", "sense", "tv", "sample", "mean") if key in r])
+        cells += [f"{r['residual']:.2f}"] if "residual" in r else []
+        lines.append([r["task"], *cells] if several else cells)
+    return markdown(["task", *head] if several else head, lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def readme(rows: Sequence[Row]) -> str:
+    """The README's table, what the defaults measure. Raises Incomplete."""
+    return table([needed(rows, key_of(options().parse_args([]), task)) for task in list(TASKS)[:1]])
+
+
+def options() -> argparse.ArgumentParser:
+    parser = command_line(__doc__)
     parser.add_argument("--prior", default="phantom", help='a shipped prior, a folder, or "none" for the classical methods alone')
     parser.add_argument("--tasks", nargs="+", default=list(TASKS)[:1], choices=list(TASKS), metavar="TASK", help=f"of {list(TASKS)}")
     parser.add_argument("--sweep", action="store_true")
@@ -125,21 +138,22 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--phantoms", type=int, default=16)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--precision", default="bf16", choices=["float32", "bf16"])
-    parser.add_argument("--json", type=Path, default=None)
+    precision_option(parser)
     parser.add_argument("--panels", type=Path, default=None, help="folder for a panel of the first four phantoms of each task")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = options().parse_args()
     prior = None if args.prior == "none" else load_prior(args.prior, precision=args.precision)
     if args.sweep:
         sweep(prior, args)
         return
-    truth, rows = phantoms(EVALUATION_SEED, range(args.phantoms), args.size), []
+    truth, kept, rows = phantoms(EVALUATION_SEED, range(args.phantoms), args.size), Kept(args.json), []
     for task in args.tasks:
-        rows.append(row_of(prior, task, truth, args))
-        if args.json is not None:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(rows, indent=1))
-    print(markdown(rows))
+        key = key_of(args, task)
+        rows.append(kept.row(key, lambda key=key: row_of(prior, key, truth, args.panels)))
+    print(table(rows))
 
 
 if __name__ == "__main__":

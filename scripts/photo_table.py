@@ -1,34 +1,42 @@
-"""The README's table: DPS with the photo prior on the evaluation photographs, and what to hold beside it.
+"""The README's table of DPS with the photo prior on the evaluation photographs, and what to hold beside it.
 
-    python scripts/photo_table.py --json runs/t.json
+    python scripts/photo_table.py --per-photo 4 --json runs/photo.json                # run again to continue
+    python scripts/photo_table.py --sizes 128 --per-photo 1 --json runs/photo.json    # both together are the README's
 
 zeta was chosen on training photographs, never on the evaluation ones: scripts/tune.py PRESET --grid sampler.zeta=2.5,5,7.5.
 
 Per task: DPS (one sample, mean of the samples), total variation with the weight an oracle finds best on the very crops
-(Douglas-Rachford by deepinv), and a control with the same prior and no DPS: annealing with the exact Gaussian
+(Douglas-Rachford by deepinv), and with --control one with the same prior and no DPS: annealing with the exact Gaussian
 conditional draw at each level, which tells whether the prior or the sampler limits DPS.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from score_prior import PHOTOS, psnr
+from tables_common import (
+    Kept,
+    Row,
+    bold_best,
+    command_line,
+    crops,
+    markdown,
+    needed,
+    oracle,
+    photos,
+    precision_option,
+    psnr,
+    total_variations,
+)
 from torch import Tensor
 
 from invsolve import Posterior, kernels, load_prior, sample
 from invsolve.likelihoods import GaussianLikelihood
-from invsolve.resources import resource
 from invsolve.samplers import DPS
 from invsolve.samplers.base import State, Stateless
 from invsolve.schedules import DDPM
@@ -42,7 +50,8 @@ TASKS: dict[str, Callable[[int], Any]] = {
     "blur": lambda n: GaussianBlur((3, n, n), std=2.0, boundary="reflect"),
     "motion": lambda n: Blur((3, n, n), kernel="motion", taps=15, intensity=0.5),
 }
-TV_WEIGHTS = (0.001, 0.002, 0.004, 0.01, 0.03, 0.06, 0.12)
+README_TASKS = ("box", "random 70 %", "SR x4", "blur")
+README_CROPS = {64: 4, 128: 1}  # side -> crops of each photograph
 CONTROL_STEPS = 50
 # The best PSNR of one sample on training photographs (scripts/tune.py) at 64 x 64 and 100 steps, among 0.3, 0.6, 1.2, 2.5, 5, 7.5,
 # 10, 15. The step of DPS has the same length whatever the size of the image, so zeta grows with the side.
@@ -63,34 +72,6 @@ class ExactDraws(Stateless):
         return state.x if state.x0 is None else state.x0
 
 
-def crops(paths: list[Path], size: int, per_photo: int) -> Tensor:
-    """`per_photo` crops of each photograph at half resolution, on a fixed diagonal, in [-1, 1]."""
-    out = []
-    for path in paths:
-        image = Image.open(path).convert("RGB")
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
-        for k in range(per_photo):
-            at = (k + 1) / (per_photo + 1)
-            i, j = (round(at * (n - size)) for n in pixels.shape[1:])
-            out.append(pixels[:, i : i + size, j : j + size])
-    return torch.stack(out)
-
-
-def total_variation(operator: Any, y: Tensor, truth: Tensor) -> tuple[float, float]:
-    """(PSNR, weight) of the best of a grid of weights: argmin ||y - A x||^2 / 2 + weight TV(x)."""
-    import deepinv
-
-    best = (-math.inf, 0.0)
-    for weight in TV_WEIGHTS:
-        prior = deepinv.optim.TVPrior(n_it_max=30, def_crit=1e-5)
-        solver = deepinv.optim.DRS(data_fidelity=deepinv.optim.L2(), prior=prior, lambda_reg=weight, stepsize=1.0, max_iter=80)
-        with torch.no_grad():
-            found = solver(y, operator)
-        best = max(best, (psnr(found, truth), weight))
-    return best
-
-
 def reconstruct(prior: Any, sampler: Any, operator: Any, y: Tensor, steps: int, n: int) -> tuple[Tensor, Posterior, float]:
     """(samples (B, n, ...), posterior, seconds)."""
     posterior, start = Posterior(prior, GaussianLikelihood(operator, y, SIGMA)), time.perf_counter()
@@ -106,52 +87,69 @@ def measure(draws: Tensor, posterior: Posterior, truth: Tensor, name: str) -> di
     return {f"{name}_sample": one, f"{name}_mean": mean, f"{name}_residual": float(residual)}
 
 
-def row_of(prior: Any, task: str, truth: Tensor, steps: int, n: int, zeta: float) -> dict[str, Any]:
-    """One line of the table."""
-    operator = TASKS[task](truth.shape[-1])
+def row_of(prior: Any, key: Row, truth: Tensor, control: bool) -> Row:
+    """The figures of one line of the table."""
+    operator, n = TASKS[key["task"]](truth.shape[-1]), key["samples"]
     y = operator.measure(truth, SIGMA)
-    draws, posterior, seconds = reconstruct(prior, DPS(zeta=zeta), operator, y, steps, n)
-    control, _, control_s = reconstruct(prior, ExactDraws(), operator, y, CONTROL_STEPS, n)
-    tv, weight = total_variation(operator, y, truth)
-    row: dict[str, Any] = {"task": task, "size": truth.shape[-1], "crops": len(truth), "zeta": zeta, "steps": steps}
-    row |= measure(draws, posterior, truth, "dps") | measure(control, posterior, truth, "control")
-    row |= {"tv": tv, "tv_weight": weight, "seconds": seconds / len(truth) / n, "control_seconds": control_s / len(truth) / n}
-    print({k: round(v, 2) if isinstance(v, float) and k != "tv_weight" else v for k, v in row.items()}, flush=True)
-    return row
+    draws, posterior, seconds = reconstruct(prior, DPS(zeta=key["zeta"]), operator, y, key["steps"], n)
+    row = measure(draws, posterior, truth, "dps") | {"seconds": seconds / len(truth) / n}
+    if control:
+        draws, _, seconds = reconstruct(prior, ExactDraws(), operator, y, CONTROL_STEPS, n)
+        row |= measure(draws, posterior, truth, "control") | {"control_seconds": seconds / len(truth) / n}
+    tv, weight, _ = oracle(total_variations(operator, y), lambda x: psnr(x, truth))
+    return row | {"tv": tv, "tv_weight": weight}
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    head = "| task | size | crops | zeta | DPS sample | DPS mean of 8 | residual | s a sample | control mean of 8 | TV (oracle) |"
-    lines = [head, "| --- " * 10 + "|"]
+def key_of(task: str, size: int, per_photo: int, steps: int = 100, n: int = 8, prior: str = "photo", precision: str = "bf16") -> Row:
+    """What tells one line from the others."""
+    key: Row = {"task": task, "size": size, "crops": per_photo * len(photos()), "zeta": ZETA_64[task] * size / 64}
+    return key | {"steps": steps, "samples": n, "prior": prior, "precision": precision}
+
+
+def title(task: str, size: int) -> str:
+    """A task in words."""
+    box = 3 * size // 8
+    words = {"box": f"box of {box} x {box} missing", "random 70 %": "70 % of the pixels missing", "SR x4": "super-resolution x4 (bicubic)"}
+    return words.get(task, {"blur": "Gaussian blur of 2 pixels", "motion": "motion blur over 15 pixels"}.get(task, task))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table; the control, where there is one, as a last column."""
+    control = any("control_mean" in r for r in rows)
+    (n,) = {r["samples"] for r in rows}
+    head = ["task", "size", "zeta", "DPS, one sample", f"DPS, mean of {n}", "residual / noise", "total variation"]
+    lines = []
     for r in rows:
-        lines.append(
-            f"| {r['task']} | {r['size']} | {r['crops']} | {r['zeta']:g} | {r['dps_sample']:.2f} | {r['dps_mean']:.2f} "
-            f"| {r['dps_residual']:.2f} | {r['seconds']:.1f} | {r['control_mean']:.2f} | {r['tv']:.2f} |"
-        )
-    return "\n".join(lines)
+        one, mean, tv = bold_best([r["dps_sample"], r["dps_mean"], r["tv"]])
+        cells = [title(r["task"], r["size"]), str(r["size"]), f"{r['zeta']:g}", one, mean, f"{r['dps_residual']:.2f}", tv]
+        lines.append([*cells, f"{r['control_mean']:.2f}" if "control_mean" in r else ""] if control else cells)
+    return markdown([*head, f"control, mean of {n}"] if control else head, lines)
+
+
+def readme(rows: Sequence[Row]) -> str:
+    """The README's table. Raises Incomplete."""
+    wanted = [needed(rows, key_of(task, size, each)) for size, each in README_CROPS.items() for task in README_TASKS]
+    return table([{name: value for name, value in row.items() if not name.startswith("control")} for row in wanted])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--prior", default="photo")
+    parser.add_argument("--tasks", nargs="+", default=list(README_TASKS), choices=list(TASKS), metavar="TASK", help=f"of {list(TASKS)}")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--precision", default="bf16", choices=["float32", "bf16"])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--per-photo", type=int, default=2, help="crops of each of the four photographs")
-    parser.add_argument("--json", type=Path, default=None)
+    precision_option(parser)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64])
+    parser.add_argument("--per-photo", type=int, default=4, help="crops of each of the four photographs")
+    parser.add_argument("--control", action="store_true", help="also anneal with exact conditional draws")
     args = parser.parse_args()
-    prior = load_prior(args.prior, precision=args.precision)
-    rows = []
+    prior, kept, rows = load_prior(args.prior, precision=args.precision), Kept(args.json), []
     for size in args.sizes:
-        truth = crops([resource("data", "photos", name) for name in PHOTOS], size, args.per_photo)
-        for task in TASKS:
-            rows.append(row_of(prior, task, truth, args.steps, args.samples, ZETA_64[task] * size / 64))
-            if args.json is not None:
-                args.json.parent.mkdir(parents=True, exist_ok=True)
-                args.json.write_text(json.dumps(rows, indent=1))
-    print(markdown(rows))
+        truth = crops(photos(), size, args.per_photo)
+        for task in args.tasks:
+            key = key_of(task, size, args.per_photo, args.steps, args.samples, args.prior, args.precision)
+            rows.append(kept.row(key, lambda key=key, truth=truth: row_of(prior, key, truth, args.control)))
+    print(table(rows))
 
 
 if __name__ == "__main__":

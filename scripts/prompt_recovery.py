@@ -164,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset of P2L")
     parser.add_argument("--grid", nargs="*", default=[], metavar="key=value,value")
-    parser.add_argument("--prior", default="runs/glyphs/export", help="a name or a folder")
+    parser.add_argument("--prior", default="glyphs", help="a name or a folder")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--images", type=int, default=64)

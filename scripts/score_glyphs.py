@@ -1,7 +1,7 @@
 """Measure a latent prior of rendered characters on what it was never trained on, and draw from it.
 
     python scripts/score_glyphs.py runs/glyphs                 # after the first stage: the autoencoder in WORK/vae
-    python scripts/score_glyphs.py runs/glyphs/export --card # the exported folder: into its card, samples.png beside it
+    python scripts/score_glyphs.py data/priors/glyphs --card # an exported folder: into its card, samples.png beside it
 
 PSNR of decode(encode(x)), clipped, in [0, 1], mean over 256 images: new renderings in the training faces on the training
 backgrounds, renderings in held-out faces on held-out backgrounds, and the three composites. The draws are made by

@@ -2,6 +2,7 @@
 
     python scripts/score_prior.py photo            # prints the table, writes samples.png beside it
     python scripts/score_prior.py runs/photo/export --card data/priors/photo/card.yaml
+    python scripts/score_prior.py photo --json runs/photo_prior.json --no-draws        # run again to continue
 
 16 fixed 64x64 crops (a 4 x 4 grid) of each evaluation photograph at full resolution get Gaussian noise of standard
 deviation 0.1, 0.25, 0.5 and 1.0 in [-1, 1] units. PSNR is the mean over the 64 crops of the clipped image in [0, 1].
@@ -12,14 +13,16 @@ oracle, which knows the truth, finds best for each noise level (non-local means:
 
 from __future__ import annotations
 
-import argparse
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tables_common import PHOTOS, Kept, Row, command_line, markdown, needed, oracle, psnr
 from torch import Tensor
 
 from invsolve import Level, load_prior, sample
@@ -29,7 +32,6 @@ from invsolve.samplers import Unconditional
 from invsolve.schedules import DDPM
 from operators.streams import generator
 
-PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 SIGMAS = (0.1, 0.25, 0.5, 1.0)
 
 
@@ -42,12 +44,6 @@ def grid_crops(size: int = 64, per_side: int = 4) -> Tensor:
         columns = np.linspace(0, image.shape[2] - size, per_side).round().astype(int)
         crops += [image[:, i : i + size, j : j + size] for i in rows for j in columns]
     return torch.stack(crops).float() / 127.5 - 1
-
-
-def psnr(x: Tensor, truth: Tensor) -> float:
-    """Mean over images of the PSNR in dB, both brought from [-1, 1] to [0, 1], x clipped."""
-    error = ((x.clamp(-1, 1) - truth) / 2).square().flatten(1).mean(1)
-    return float((-10 * error.log10()).mean())
 
 
 def total_variation(noisy: Tensor, weight: float) -> Tensor:
@@ -68,33 +64,44 @@ def non_local_means(noisy: Tensor, sigma: float, strength: float, patch: int) ->
     return torch.from_numpy(np.stack([one(image) for image in noisy.numpy()]))
 
 
-def best_of(settings: dict[str, Tensor], truth: Tensor) -> tuple[float, str]:
-    """The oracle's choice."""
-    scores = {name: psnr(x, truth) for name, x in settings.items()}
-    name = max(scores, key=scores.__getitem__)
-    return scores[name], name
+def score(prior: Any, truth: Tensor, sigma: float) -> Row:
+    """PSNR of the noisy images, of the prior and of what an oracle finds best, for one noise level."""
+    noise = torch.stack([torch.randn(truth.shape[1:], generator=generator(0, "score", str(sigma), k)) for k in range(len(truth))])
+    noisy = truth + sigma * noise
+    with torch.no_grad():
+        ours = psnr(torch.cat([prior.denoise(part, Level(1.0, sigma)) for part in noisy.split(16)]), truth)
+    smoothed = ((f"{w:.2f}", total_variation(noisy, w)) for w in sigma * np.array([0.6, 0.8, 1.0, 1.25, 1.6, 2.0, 2.6, 3.4]))
+    averaged = ((f"{h:.2f}, patch {p}", non_local_means(noisy, sigma, h, p)) for h in (0.3, 0.45, 0.6, 0.8, 1.0) for p in (3, 5, 7, 9))
+    (tv, tv_at, _), (nlm, nlm_at, _) = (oracle(found, lambda x: psnr(x, truth)) for found in (smoothed, averaged))
+    values = {"noisy": psnr(noisy, truth), "prior": ours, "tv": tv, "nlm": nlm, "gain": ours - max(tv, nlm)}
+    return {**{k: round(v, 2) for k, v in values.items()}, "tv_weight": tv_at, "nlm_h": nlm_at}
 
 
-def table(prior_name: str) -> list[dict[str, float | str]]:
+def scores(prior_name: str, kept: Kept) -> list[Row]:
     """A row for each noise level."""
     prior = load_prior(prior_name, device="cpu")
     truth = phantoms(EVALUATION_SEED, range(16)) if prior.channels == 2 else grid_crops()
-    rows: list[dict[str, float | str]] = []
     for sigma in SIGMAS:
-        noise = torch.stack([torch.randn(truth.shape[1:], generator=generator(0, "score", str(sigma), k)) for k in range(len(truth))])
-        noisy = truth + sigma * noise
-        with torch.no_grad():
-            ours = psnr(torch.cat([prior.denoise(part, Level(1.0, sigma)) for part in noisy.split(16)]), truth)
-        tv, tv_at = best_of(
-            {f"{w:.2f}": total_variation(noisy, w) for w in sigma * np.array([0.6, 0.8, 1.0, 1.25, 1.6, 2.0, 2.6, 3.4])}, truth
-        )
-        nlm, nlm_at = best_of(
-            {f"{h:.2f}, patch {p}": non_local_means(noisy, sigma, h, p) for h in (0.3, 0.45, 0.6, 0.8, 1.0) for p in (3, 5, 7, 9)}, truth
-        )
-        values = {"sigma": sigma, "noisy": psnr(noisy, truth), "prior": ours, "tv": tv, "nlm": nlm, "gain": ours - max(tv, nlm)}
-        rows.append({**{k: round(v, 2) for k, v in values.items()}, "tv_weight": tv_at, "nlm_h": nlm_at})
-        print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
-    return rows
+        kept.row({"of": prior_name, "sigma": sigma}, lambda sigma=sigma: score(prior, truth, sigma))
+    return card_rows(kept.rows, prior_name)
+
+
+def card_rows(rows: Sequence[Row], prior_name: str) -> list[Row]:
+    """The rows of all noise levels, as they stand in a card. Raises Incomplete."""
+    found = [needed(rows, {"of": prior_name, "sigma": sigma}) for sigma in SIGMAS]
+    return [{key: value for key, value in row.items() if key != "of"} for row in found]
+
+
+def table(rows: Sequence[Row], name: str) -> str:
+    """The rows as a Markdown table."""
+    head = ["sigma, in [-1, 1]", "noisy", name, "total variation", "non-local means", "gain"]
+    names = ("noisy", "prior", "tv", "nlm")
+    return markdown(head, [[str(r["sigma"]), *(f"{r[key]:.2f}" for key in names), f"{r['gain']:+.2f}"] for r in rows])
+
+
+def readme(rows: Sequence[Row]) -> str:
+    """The README's table, of the prior `photo`. Raises Incomplete."""
+    return table(card_rows(rows, "photo"), "photo")
 
 
 def draw(prior_name: str, path: Path, steps: int = 200) -> None:
@@ -117,23 +124,27 @@ def draw(prior_name: str, path: Path, steps: int = 200) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("prior", help="a shipped name or a diffusers folder")
     parser.add_argument("--card", type=Path, default=None, help="write the scores into this card.yaml")
     parser.add_argument("--samples", type=Path, default=None, help="where the draws go (default: samples.png beside the card, or here)")
+    parser.add_argument("--no-draws", action="store_true", help="no draws from the prior, the scores alone")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=RuntimeWarning)
-    rows = table(args.prior)
+    rows = scores(args.prior, Kept(args.json))
+    print(table(rows, Path(args.prior).name))
     complex_valued = load_prior(args.prior, device="cpu").channels == 2
     samples = args.samples or (args.card.parent if args.card else Path()) / "samples.png"
-    draw(args.prior, samples)
+    if not args.no_draws:
+        draw(args.prior, samples)
     if args.card is not None:
         from omegaconf import OmegaConf
 
         card = OmegaConf.load(args.card)
         card["held_out_psnr_db"] = rows
-        drawn = "moduli of 8 unconditional draws" if complex_valued else "24 unconditional draws at 64 x 64 and two"
-        card["samples"] = f"{samples.name}: {drawn} at 128 x 128, 200 ancestral steps"
+        if not args.no_draws:
+            drawn = "moduli of 8 unconditional draws" if complex_valued else "24 unconditional draws at 64 x 64 and two"
+            card["samples"] = f"{samples.name}: {drawn} at 128 x 128, 200 ancestral steps"
         OmegaConf.save(card, args.card)
 
 

@@ -1,10 +1,11 @@
-"""Train a latent prior of rendered characters: an autoencoder, then a class-conditional diffusion network on its latents.
+"""Train the shipped latent prior `glyphs`: an autoencoder, then a class-conditional diffusion network on its latents.
 
-    python scripts/train_latent_prior.py --work runs/glyphs --stage autoencoder --crop 16 --batch 32 --minutes 10
-    python scripts/train_latent_prior.py --work runs/glyphs --stage autoencoder --crop 32 --batch 16 --minutes 20
-    python scripts/train_latent_prior.py --work runs/glyphs --stage autoencoder --minutes 20 --finish    # anneal; WORK/vae
-    python scripts/train_latent_prior.py --work runs/glyphs --stage diffusion --minutes 60
-    python scripts/train_latent_prior.py --work runs/glyphs --stage diffusion --minutes 20 --finish      # anneal and export
+    python scripts/train_latent_prior.py --work runs/glyphs --stage autoencoder --minutes 25             # again to continue
+    python scripts/train_latent_prior.py --work runs/glyphs --stage autoencoder --minutes 10 --finish    # anneal; WORK/vae
+    python scripts/train_latent_prior.py --work runs/glyphs --stage diffusion --minutes 100
+    python scripts/train_latent_prior.py --work runs/glyphs --stage diffusion --minutes 15 --finish      # anneal and export
+
+The shipped one took about these times on one CPU core; `--stage autoencoder --crop 16` or 32 begins with smaller, cheaper images.
 
 The autoencoder is diffusers' AutoencoderKL with a weak KL term (R. Rombach et al., "High-resolution image synthesis with
 latent diffusion models", CVPR 2022, section 3.1), without adversarial and perceptual losses. The network is its

@@ -28,7 +28,7 @@ LAYERS = [
     {"presets"},
     {"settings"},
     {"config"},
-    {"data", "data_mri", "data_glyphs", "panels", "outputs"},
+    {"data", "data_crops", "data_mri", "data_glyphs", "panels", "outputs"},
     {"reconstruction", "planning"},
     {"writing"},
     {"run", "operator_cli", "calibrate_cli"},
