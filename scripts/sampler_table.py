@@ -42,7 +42,7 @@ TASKS = ("photo_inpaint", "photo_random", "photo_sr4", "photo_deblur", "photo_mo
 SAMPLERS = ("dps", "mcg", "daps", "pnp_ula")
 PHOTO_TASKS = TASKS[:7]
 LATENT_TASKS = ("glyph_sr4", "glyph_inpaint_p2l", "glyph_deblur", "glyph_random")
-LATENT_SAMPLERS = ("resample", "p2l", "psld", "dps", "latent_daps")
+LATENT_SAMPLERS = ("resample", "p2l", "psld", "latent_dps", "latent_daps")
 NAMES = {
     "photo_inpaint": "box of 24 x 24 missing",
     "photo_random": "70 % of the pixels missing",
@@ -63,6 +63,7 @@ NAMES = {
     "resample": "ReSample",
     "p2l": "P2L",
     "psld": "PSLD",
+    "latent_dps": "latent DPS",
     "latent_daps": "LatentDAPS",
 }
 MRI_SIZE, HIO_RESTARTS = 128, 16
@@ -124,14 +125,14 @@ README: tuple[tuple[int, tuple[str, ...], str, int, int], ...] = (
     *((64, PHASE, sampler, 1, 4) for sampler in ("dps", "mcg", "daps")),
     (64, PHASE, "pnp_ula", 1, 2),
     (MRI_SIZE, MRI, "classical", 4, 0),
-    *((MRI_SIZE, MRI, sampler, 4, 2) for sampler in ("dps", "mcg")),
+    *((MRI_SIZE, MRI, sampler, 4, 2) for sampler in ("dps", "mcg", "daps")),
     (MRI_SIZE, MRI, "pnp_ula", 4, 1),
     (128, LINEAR + HDR, "classical", 1, 0),
     (128, LINEAR + HDR, "daps", 1, 4),
-    (128, OTHERS, "mcg", 1, 2),
+    (128, ("photo_random", "photo_sr4", "photo_motion"), "mcg", 1, 2),
     (128, DEBLUR, "mcg", 1, 8),
-    (128, ("photo_motion",), "dps", 1, 2),
-    (128, ("photo_random", "photo_sr4", "photo_deblur", "photo_motion"), "pnp_ula", 1, 1),
+    (128, ("photo_motion",), "dps", 1, 1),
+    (128, ("photo_motion",), "pnp_ula", 1, 1),
 )
 LATENT_IMAGES, LATENT_SIGMAS = 32, (0.01, 0.05)
 

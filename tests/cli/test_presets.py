@@ -16,6 +16,7 @@ PIXEL = ("daps", "dps", "mcg", "pnp_ula", "unconditional")
 LATENT = sorted(set(tables.table("sampler")) - set(PIXEL))
 # The presets of the pixel priors; a preset of another prior belongs to the samplers for it.
 PRESETS = [path.stem for path in sorted(resource("configs", "run").glob("*.yaml")) if _read(path)["prior"]["name"] in ("photo", "phantom")]
+LATENT_PRESETS = [path.stem for path in sorted(resource("configs", "run").glob("*.yaml")) if _read(path)["prior"]["name"] == "glyphs"]
 FILES = sorted(resource("configs", "sampler").glob("*.yaml"))
 
 # What makes an operator small enough for images of 16 x 16 (phantoms: 32 x 32).
@@ -32,6 +33,7 @@ TINY = {
 # Two steps of everything; the warm start of a chain would diverge on two levels of its own schedule.
 SHORT = {
     "daps": ["schedule.steps=2", "sampler.inner_steps=2", "sampler.leapfrogs=2"],
+    "latent_daps": ["schedule.steps=2", "sampler.inner_steps=2", "sampler.leapfrogs=2"],
     "pnp_ula": ["schedule=karras", "schedule.steps=2", "schedule.sigma_max=1", "sampler.steps=2", "sampler.lipschitz=1"],
 }
 # Operators that are in no run preset of their own, each on one.
@@ -50,8 +52,8 @@ def priors():
 
 def run(preset, overrides, priors):
     """One sample (1, 1, C, H, W) of the first image."""
-    side = 32 if preset.startswith("mri") else 16
-    overrides = [*overrides, f"data.size={side}", "device=cpu"]
+    side = {"photo": ["data.size=16"], "phantom": ["data.size=32"], "glyphs": []}[load(preset).sections["prior"].name]
+    overrides = [*overrides, *side, "device=cpu"]
     operator = load(preset, overrides).sections["operator"]
     tiny = TINY.get(f"{operator.name}/{operator.values.get('kind')}", TINY.get(operator.name, []))
     parts = load(preset, [*overrides, *tiny]).sections
@@ -88,6 +90,12 @@ def test_a_sampler_for_other_problems_runs_or_says_what_it_needs(preset, sampler
         assert torch.isfinite(run(preset, few(sampler), priors)).all()
     except (TypeError, ValueError) as error:
         assert "prior" in str(error).lower() or "linear" in str(error).lower()
+
+
+@pytest.mark.parametrize("sampler", [*LATENT, "latent_daps", "latent_dps", "pnp_ula"])
+@pytest.mark.parametrize("preset", LATENT_PRESETS)
+def test_every_latent_preset_runs_with_every_sampler_for_codes(preset, sampler, priors):
+    assert torch.isfinite(run(preset, few(sampler), priors)).all()
 
 
 def test_every_operator_is_in_a_preset_or_listed_here():
