@@ -34,6 +34,7 @@ TINY = {
 SHORT = {
     "daps": ["schedule.steps=2", "sampler.inner_steps=2", "sampler.leapfrogs=2"],
     "latent_daps": ["schedule.steps=2", "sampler.inner_steps=2", "sampler.leapfrogs=2"],
+    "p2l": ["schedule.steps=2", "sampler.K=1"],
     "pnp_ula": ["schedule=karras", "schedule.steps=2", "schedule.sigma_max=1", "sampler.steps=2", "sampler.lipschitz=1"],
 }
 # Operators that are in no run preset of their own, each on one.
