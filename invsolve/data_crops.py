@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -37,7 +37,7 @@ class Crops:
         pick(self.indices, None)
 
     def items(self) -> list[Item]:
-        """The chosen crops in order. A file that cannot be read is one item with a `problem`.
+        """The chosen crops in order. Of a file that cannot be read every crop is an item with a `problem`.
 
         Raises ConfigError for a missing folder, ambiguous names, and a file that is too small.
         """
@@ -46,7 +46,7 @@ class Crops:
 
     def _of(self, image: Item) -> list[Item]:
         if image.image_shape is None:
-            return [image]
+            return [replace(image, id=f"{image.id}-{k}") for k in range(self.each)]
         _, height, width = (side // self.reduce for side in image.image_shape)
         if min(height, width) < self.size:
             at = f", reduced {self.reduce} times," if self.reduce > 1 else ""

@@ -30,6 +30,7 @@ from invsolve.outputs import replacing
 
 SCRIPTS = Path(__file__).resolve().parent
 ROOT = SCRIPTS.parent
+GLYPHS = "data/priors/glyphs"
 MARKED = re.compile(r"(^<!-- table: (\w+) -->\n)(.*?)(^<!-- end -->$)", re.DOTALL | re.MULTILINE)
 MARKER = re.compile(r"^<!-- (?:table:.*|end) -->$", re.MULTILINE)
 
@@ -73,12 +74,12 @@ def by(script: str, function: str = "readme") -> Callable[[list[Any]], str]:
     return lambda rows: str(getattr(importlib.import_module(script), function)(rows))
 
 
-def card(prior: str) -> Callable[[list[Any]], str]:
-    """The scores of a denoising prior as they stand in its card."""
+def card(prior: str, script: str = "score_prior", key: str = "held_out_psnr_db") -> Callable[[list[Any]], str]:
+    """The scores of a prior as they stand in its card."""
 
     def text(rows: list[Any]) -> str:
-        scores = importlib.import_module("score_prior").card_rows(rows, prior)
-        return yaml.safe_dump({"held_out_psnr_db": scores}, sort_keys=False).rstrip("\n")
+        scores = importlib.import_module(script).card_rows(rows, prior)
+        return yaml.safe_dump({key: scores}, sort_keys=False).rstrip("\n")
 
     return text
 
@@ -115,6 +116,13 @@ TABLES = {
     "card_photo": Table(scored("photo"), card("photo"), "with denoising", "data/priors/photo/card.yaml", "held_out_psnr_db"),
     "card_phantom": Table(
         scored("phantom"), card("phantom"), "about 10 min (estimated)", "data/priors/phantom/card.yaml", "held_out_psnr_db"
+    ),
+    "card_glyphs": Table(
+        (Step("score_glyphs", (GLYPHS, "--no-draws"), "score_glyphs.json"),),
+        card(GLYPHS, "score_glyphs", "reconstruction_psnr_db"),
+        "about 2 min (estimated)",
+        f"{GLYPHS}/card.yaml",
+        "reconstruction_psnr_db",
     ),
 }
 
@@ -200,11 +208,11 @@ def check(names: Sequence[str], work: Path, root: Path = ROOT) -> list[str]:
     others = []
     for name in names:
         table = TABLES[name]
-        held = (stored((root / table.place).read_text(encoding="utf-8"), name, table) or "").splitlines()
         try:
+            held = (stored((root / table.place).read_text(encoding="utf-8"), name, table) or "").splitlines()
             made = table.made(work).splitlines()
-        except Incomplete as error:
-            print(f"{name}: no complete results: {error}")
+        except (Incomplete, ValueError) as error:
+            print(f"{name}: cannot be compared: {error}")
             others.append(name)
             continue
         print(f"{name}: {'the same' if held == made else 'differs'} in {table.place}")

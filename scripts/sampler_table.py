@@ -271,9 +271,9 @@ def classical_cell(r: Row | None) -> str:
 
 
 def cell(r: Row | None) -> str:
-    """One sample, the mean of (n) samples and its SSIM; residual."""
+    """One sample, the mean of (n) samples and its SSIM; residual. None is a planned cell that failed."""
     if r is None:
-        return ""
+        return "fails"
     return f"{r['psnr_sample']:.2f}, {r['psnr_mean']:.2f} ({r['samples']}), {r['ssim_mean']:.2f}; {r['residual']:.2f}"
 
 
@@ -282,7 +282,7 @@ def readme(rows: Sequence[Row]) -> str:
     lines = []
     for (task, size, _), plans in planned_lines(rows, readme_plan()).items():
         name = NAMES[task] + (f", {size} x {size}" if size != 64 else "")
-        cells = [cell(best_measured(rows, plans.get(sampler))) for sampler in SAMPLERS]
+        cells = [cell(best_measured(rows, plans[sampler])) if sampler in plans else "" for sampler in SAMPLERS]
         lines.append([name, classical_cell(best_measured(rows, plans.get("classical"))), *cells])
     return lines_of(["task", "classical", *(NAMES[sampler] for sampler in SAMPLERS)], lines)
 

@@ -50,7 +50,19 @@ def test_choice_and_refusals(folder):
 def test_a_file_that_is_no_image_is_an_item_with_a_problem(folder):
     (folder / "c.png").write_text("no image")
     items = Crops(str(folder), size=10).items()
-    assert [item.id for item in items if item.problem] == ["c"] and len(items) == 5
+    assert [item.id for item in items if item.problem] == ["c-0", "c-1"] and len(items) == 6
+
+
+def test_a_broken_file_shifts_no_index_and_takes_no_id_of_another(folder):
+    (folder / "a-0.png").write_text("no image")  # by name before a.png, whose first crop is a-0
+    broken = Crops(str(folder), size=10).items()
+    assert [item.id for item in broken] == ["a-0-0", "a-0-1", "a-0", "a-1", "b-0", "b-1"]
+    assert [bool(item.problem) for item in broken] == [True, True, False, False, False, False]
+    Image.new("RGB", (20, 20)).save(folder / "a-0.png")
+    whole = Crops(str(folder), size=10).items()
+    assert [item.id for item in whole] == [item.id for item in broken] and not any(item.problem for item in whole)
+    for k in range(2, 6):
+        assert Crops(str(folder), indices=k, size=10).items()[0].id == whole[k].id
 
 
 def test_the_evaluation_photographs_are_a_name_in_any_photo_preset():

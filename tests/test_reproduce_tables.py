@@ -15,6 +15,10 @@ rt = pytest.importorskip("reproduce_tables", reason="the scripts are not part of
 README = resource("README.md").read_text(encoding="utf-8")
 # Tables that describe and do not measure, by their first two cells.
 PROSE = {("noun", "what it is"), ("config name", "class"), ("sampler", "what it does at a step")}
+# The keys of cards that hold measurements.
+SCORES = ("held_out_psnr_db", "reconstruction_psnr_db")
+# Tables whose measurement is not finished; every other one has rows.
+NOT_MEASURED_YET = ("latent",)
 TEXT = "before\n\n<!-- table: one -->\n| a |\n| --- |\n| 1 |\n<!-- end -->\n\nbetween\n<!-- table: two -->\n<!-- end -->\nafter, no newline"
 
 
@@ -40,8 +44,13 @@ def test_every_table_of_the_readme_has_a_script_or_is_prose():
 
 
 def test_every_table_of_a_card_has_a_script():
-    with_scores = {path.parent.name for path in resource("data", "priors").glob("*/card.yaml") if "held_out_psnr_db" in path.read_text()}
-    assert {f"card_{name}" for name in with_scores} == {name for name, table in rt.TABLES.items() if table.key}
+    cards = {path.parent.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in resource("data", "priors").glob("*/card.yaml")}
+    keys = {(f"card_{name}", f"data/priors/{name}/card.yaml", key) for name, card in cards.items() for key in card if key in SCORES}
+    assert len(cards) >= 3 and keys == {(name, table.place, table.key) for name, table in rt.TABLES.items() if table.key}
+
+
+def test_no_table_of_the_readme_is_empty():
+    assert {name for name, body in rt.marked(README).items() if len(body.splitlines()) < 3} <= set(NOT_MEASURED_YET)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +91,43 @@ def test_a_card_is_written_as_it_stands_and_nothing_else_changes(prior):
     assert len(changed) == 1 and changed[0][1] == "  noisy: 1.25"
     with pytest.raises(rt.Incomplete, match=r"sigma 1\.0"):
         table.text(rows[:-1])
+
+
+def glyph_rows():
+    card = yaml.safe_load(resource("data", "priors", "glyphs", "card.yaml").read_text(encoding="utf-8"))
+    return [{"of": rt.GLYPHS, "set": name, "psnr": value} for name, value in card["reconstruction_psnr_db"].items()]
+
+
+def test_the_card_of_the_autoencoder_is_written_as_it_stands_and_nothing_else_changes():
+    text, table = resource("data", "priors", "glyphs", "card.yaml").read_text(encoding="utf-8"), rt.TABLES["card_glyphs"]
+    rows = glyph_rows()
+    assert table.text(rows[::-1]) == rt.stored(text, "card_glyphs", table)
+    assert rt.replaced(text, "card_glyphs", table, table.text([rows[0] | {"psnr": 1.25}, *rows[1:]])) == text.replace(
+        f"unseen_renderings: {rows[0]['psnr']}", "unseen_renderings: 1.25"
+    )
+    for other in ([*rows[1:]], [rows[0] | {"of": "elsewhere"}, *rows[1:]]):
+        with pytest.raises(rt.Incomplete, match="set unseen_renderings"):
+            table.text(other)
+
+
+def test_the_scores_of_the_autoencoder_are_kept_and_go_into_its_card(tmp_path, monkeypatch):
+    script, vae = pytest.importorskip("score_glyphs"), resource("data", "priors", "glyphs", "vae")
+    monkeypatch.setattr(script, "SETS", {name: lambda: script.glyphs(20000, range(2))[0] for name in script.SETS})
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "vae").symlink_to(vae)
+    (tmp_path / "card.yaml").write_text("summary: s\nreconstruction_psnr_db: old\nsamples: of before\n", encoding="utf-8")
+    command = ["score_glyphs.py", str(tmp_path), "--card", "--no-draws", "--json", str(tmp_path / "rows.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    script.main()
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["set"] for row in rows] == list(script.SETS) and {row["images"] for row in rows} == {2}
+    assert 25 < rows[0]["psnr"] < 45 and len({row["psnr"] for row in rows}) == 1
+    card = yaml.safe_load((tmp_path / "card.yaml").read_text())
+    assert card == {"summary": "s", "reconstruction_psnr_db": {row["set"]: row["psnr"] for row in rows}, "samples": "of before"}
+    (tmp_path / "vae").unlink()  # nothing is measured again: without the autoencoder it could not be
+    before = (tmp_path / "card.yaml").read_bytes()
+    script.main()
+    assert (tmp_path / "card.yaml").read_bytes() == before and json.loads((tmp_path / "rows.json").read_text()) == rows
 
 
 def test_the_table_of_the_prior_is_that_of_its_card():
@@ -156,7 +202,7 @@ def test_the_table_of_samplers_shows_the_planned_cells():
     assert head == body_of("samplers")[0] and len(lines) == len({(p.task, p.size) for p in plans})
     assert lines[0][:2] == ["box of 24 x 24 missing", "TV 28.62, 0.88"]
     assert lines[0][4] == "26.71, 28.62 (8), 0.88; 0.92" or lines[0][4] == "26.72, 28.62 (8), 0.88; 0.92"
-    # More samples than planned go first, another size or fewer samples do not count, and a failure leaves the cell empty.
+    # More samples than planned go first, another size or fewer samples do not count, and a failure is no empty cell.
     of_daps = next(plan for plan in plans if plan.sampler == "daps")
     found = script.readme([*rows, measured(replace(of_daps, samples=16), psnr_mean=29.0)])
     assert cells_of(found.splitlines()[2])[4].endswith("29.00 (16), 0.88; 0.92")
@@ -164,7 +210,11 @@ def test_the_table_of_samplers_shows_the_planned_cells():
     for less in (replace(of_daps, samples=4), replace(of_daps, size=128), replace(of_daps, per_photo=1)):
         with pytest.raises(rt.Incomplete, match=rf"1 of {len(plans)} cells .*: daps on photo_inpaint \(64\)"):
             script.readme([*others, measured(less)])
-    assert cells_of(script.readme([*others, of_daps.key() | {"failed": "Divergence"}]).splitlines()[2])[4] == ""
+    failed = script.readme([*others, of_daps.key() | {"failed": "Divergence"}])
+    assert cells_of(failed.splitlines()[2])[4] == "fails" and failed.count("fails") == 1
+    planned = {(p.task, p.size): {q.sampler for q in plans if (q.task, q.size) == (p.task, p.size)} for p in plans}
+    for names, line in zip(planned.values(), lines, strict=True):
+        assert [cell == "" for cell in line[2:]] == [sampler not in names for sampler in script.SAMPLERS]
 
 
 def test_the_table_of_latent_samplers_shows_what_a_sample_costs():
@@ -172,7 +222,7 @@ def test_the_table_of_latent_samplers_shows_what_a_sample_costs():
 
     rows = [measured(plan, seconds=float(k % 7)) for k, plan in enumerate(script.latent_plan())]
     head, _, *lines = (cells_of(line) for line in rt.TABLES["latent"].text(rows).splitlines())
-    assert head[3:] == ["ReSample", "P2L", "PSLD", "DPS", "LatentDAPS"] and len(lines) == 8 + 4
+    assert head[3:] == ["ReSample", "P2L", "PSLD", "latent DPS", "LatentDAPS"] and len(lines) == 8 + 4
     assert lines[-2] == ["decodings", "", "", *["2"] * 5] and lines[-1][0] == "seconds" and lines[-1][3] == "0.0 to 6.0"
     with pytest.raises(rt.Incomplete, match=r"1 of 48 cells .*: latent_daps on glyph_random \(64\) at 0\.05"):
         script.readme_latent(rows[:-1])
@@ -221,6 +271,9 @@ def test_a_complete_result_is_written_and_not_measured_twice(root, monkeypatch, 
     assert rt.reproduce(["mri"], root / "work", root) == [] and len(scripts.calls) == 1
     assert "held this already" in capsys.readouterr().out
     assert rt.check(["mri"], root / "work", root) == [] and rt.check(["speed"], root / "work", root) == ["speed"]
+    (root / "work" / "speed.json").write_text("[{")  # cut off: of no use, and the others are still compared
+    assert rt.check(["speed", "mri"], root / "work", root) == ["speed"]
+    assert re.search(r"speed: cannot be compared: .*\nmri: the same", capsys.readouterr().out)
     (root / "README.md").write_text(before)
     assert rt.check(["mri"], root / "work", root) == ["mri"] and "  - old\n  + | zero-filled" in capsys.readouterr().out
     assert (root / "README.md").read_text() == before
