@@ -51,12 +51,20 @@ def _write_report(result: RunResult, say: Callable[[str], None]) -> None:
     """report.html, unless nothing is new; what keeps it from being written spoils no result."""
     from invsolve.evaluation.reporting import FILE, report
 
-    if not (result.sampled or result.skipped) or not (result.sampled or result.failed or not (result.out / FILE).exists()):
+    if not (result.sampled or result.skipped):
         return
     try:
-        say(f"report:   {report(result.out)}")
-    except (ConfigError, OSError) as error:
-        say(f"report.html was not written: {' '.join(str(error).split())}")
+        if result.sampled or result.failed or _is_older(result.out / FILE):
+            say(f"report:   {report(result.out)}")
+    except (ConfigError, OSError, RuntimeError, MemoryError, ValueError) as error:
+        say(f"{FILE} was not written: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def _is_older(report: Path) -> bool:
+    """Whether a report is not there, or older than a record of its folder: one that was interrupted, or a shard, wrote none."""
+    records = [path for path in (report.parent / "records").glob("*.json") if not path.name.endswith(".part.json")]
+    times = [path.stat().st_mtime_ns for path in records]
+    return not report.exists() or report.stat().st_mtime_ns < max(times, default=0)
 
 
 def _remove_logs(out: Path) -> None:
@@ -111,5 +119,5 @@ def _logger(config: Config) -> Logger | None:
         if name == "wandb":
             return WandbLogger(save_dir=folder, name=config.name)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"trainer.logger = {name}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"trainer.logger = {name}: {' '.join(str(error).split())} (pip install 'invsolve[loggers]')") from error
     return None

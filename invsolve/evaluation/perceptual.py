@@ -6,7 +6,8 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from invsolve.config import ConfigError
 from invsolve.data import Images, find_files
+from invsolve.data_crops import Crops
 from invsolve.writing import unit_range
 
 # Backbone -> torchvision's file of its ImageNet weights; the linear heads come with torchmetrics.
@@ -28,7 +30,7 @@ class Lpips:
     """LPIPS (Zhang et al. 2018) of two images in [-1, 1], clipped; {} where it is left out. ``note`` says what was done and why.
 
     ``net``: alex, vgg or squeeze, whose weights must lie in torch's hub folder (TORCH_HOME); "auto" takes the first that do,
-    "none" leaves it out. Raises ConfigError for weights that are asked for by name and are not there.
+    "none" leaves it out. Raises ConfigError for weights that are asked for by name and are not there, and for a file that holds none.
     """
 
     def __init__(self, net: str) -> None:
@@ -58,7 +60,8 @@ class Lpips:
         if self._net is None:
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-            self._net = LearnedPerceptualImagePatchSimilarity(net_type=self.name, normalize=True)
+            with _weights(f"lpips = {self.name}", _folder() / _FILES[self.name], self.name):
+                self._net = LearnedPerceptualImagePatchSimilarity(net_type=self.name, normalize=True, sync_on_compute=False)
         pair = [unit_range(one).float().expand(-1, 3, -1, -1) for one in (image, truth)]
         with torch.no_grad():
             value = float(self._net(*pair))
@@ -79,6 +82,7 @@ class SetDistances:
         self.folder = folder
         self._features, self.name = (features, name) if features is not None else _inception()
         self._held: dict[str, list[Tensor]] = {}
+        self._cut = ""
 
     def add(self, group: str, images: Tensor) -> None:
         """Adds images (B, C, H, W) to a set."""
@@ -88,15 +92,25 @@ class SetDistances:
                 self._held.setdefault(group, []).append(self._features(picture).reshape(1, -1).double().cpu())
 
     def add_reference(self, run: Path, shape: tuple[int, ...]) -> None:
-        """Adds the images of the folder, cut and scaled as those of a run folder were, or else to its image shape (C, H, W).
+        """Adds the images of the folder, cut and scaled as the run's own were, or where these were no image files to its (C, H, W).
 
-        Raises ConfigError for images that cannot be read.
+        Raises ConfigError for images that cannot be read, or that are too small.
         """
         tree: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
         data: dict[str, Any] = tree["data"]
-        keys = ("size", "fit", "origin", "alpha")
-        kept: dict[str, Any] = {key: data[key] for key in keys} if data["name"] == "images" else {"size": shape[-2:]}
-        for item in Images(str(self.folder), **kept).items():
+        source: Images | Crops
+        if data["name"] == "images":
+            source = Images(str(self.folder), **{key: data[key] for key in ("size", "fit", "origin", "alpha")})
+        elif data["name"] == "crops":
+            source = Crops(str(self.folder), **{key: data[key] for key in ("size", "each", "reduce")})
+        else:
+            source = Images(str(self.folder), size=(shape[-2], shape[-1]))
+            self._cut = f", these scaled and cut to {shape[-2]} x {shape[-1]}, for data {data['name']} says nothing of image files"
+        try:
+            items = source.items()
+        except ConfigError as error:
+            raise ConfigError(f"--fid = {self.folder}: {error}") from error
+        for item in items:
             if item.problem:
                 raise ConfigError(f"--fid: {item.problem}")
             self.add("reference", torch.from_numpy(item.load())[None])
@@ -108,7 +122,7 @@ class SetDistances:
         sets = [torch.cat(self._held.get(name, [torch.empty(0, 0)])) for name in (group, "reference")]
         if min(map(len, sets)) < 2:
             raise ConfigError(f"FID and KID need two images or more; there are {len(sets[0])}, and {len(sets[1])} in the reference")
-        fid = FrechetInceptionDistance(feature=_Given(sets[0].shape[1]))
+        fid = FrechetInceptionDistance(feature=_Given(sets[0].shape[1]), sync_on_compute=False)
         for features, real in zip(sets, (False, True), strict=True):
             fid.update(features, real=real)
         return {"fid": float(fid.compute()), "kid": kernel_distance(*sets)}
@@ -123,7 +137,8 @@ class SetDistances:
         version, images, reference = importlib.metadata.version("torchmetrics"), self.count("one"), self.count("reference")
         return (
             f"FID: torchmetrics {version}; KID: squared MMD of the kernel (f·g/d + 1)³ over all pairs, unbiased (invsolve); {self.name}; "
-            f"{images} samples against {reference} reference images, as 8 bits. FID is too large for few images: compare equal numbers only"
+            f"{images} samples against {reference} reference images{self._cut}, as 8 bits. "
+            "FID is too large for few images: compare equal numbers only"
         )
 
 
@@ -153,6 +168,18 @@ def _folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
+@contextmanager
+def _weights(what: str, file: Path, network: str) -> Iterator[None]:
+    """Looks at a file of weights before a block that loads it; raises ConfigError where one or the other finds none."""
+    try:
+        # Those who load it themselves would run what a foreign pickle says.
+        if not isinstance(held := torch.load(file, map_location="cpu", weights_only=True), dict):
+            raise TypeError(f"it is a {type(held).__name__}, not a dict of tensors")
+        yield
+    except (pickle.UnpicklingError, RuntimeError, TypeError, KeyError, AttributeError, EOFError, OSError) as error:
+        raise ConfigError(f"{what}: {file} holds no weights of {network}: {' '.join(str(error).split())}") from error
+
+
 def _inception() -> tuple[Callable[[Tensor], Tensor], str]:
     """(the network, its name). Raises ConfigError."""
     file = _folder() / _INCEPTION
@@ -162,12 +189,8 @@ def _inception() -> tuple[Callable[[Tensor], Tensor], str]:
         raise ConfigError("FID and KID need torch-fidelity: pip install 'invsolve[fid]'")
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    try:
-        # torch-fidelity itself would run what a foreign pickle says.
-        torch.load(file, map_location="cpu", weights_only=True)
+    with _weights("FID and KID", file, "Inception"):
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(file))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ConfigError(f"FID and KID: {file} holds no weights of Inception: {' '.join(str(error).split())}") from error
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     version = importlib.metadata.version("torch-fidelity")
     return network, f"Inception V3 of torch-fidelity {version}, 2048 features ({_INCEPTION}, sha256 {digest[:16]})"

@@ -19,7 +19,7 @@ from invsolve.config import Config, ConfigError, load_run
 from invsolve.evaluation import charts, honesty, pictures
 from invsolve.evaluation.charts import Chart
 from invsolve.evaluation.pictures import Arrays, Gallery
-from invsolve.evaluation.scoring import Metric, Scores, cell, label_of, scores_of
+from invsolve.evaluation.scoring import Metric, Scores, cell, label_of, read_arrays, scores_of
 from invsolve.outputs import read_manifest, replacing
 from invsolve.reconstruction import align_all, picture_of
 
@@ -60,7 +60,9 @@ def report(run: str | Path, lpips: str = "auto", images: int = 100) -> Path:
     shown = len(finished) if images < 0 else images
     page = _page(folder, config, scores, {id: records[id] for id in finished}, shown)
     failed = {id: str(record["failed"]) for id, record in records.items() if "failed" in record}
-    text = _environment().get_template(_TEMPLATE).render(page, identity=identity, failed=failed)
+    # An image that no process came to (a full disk) has no record; the manifest knows how many there should be.
+    total = max(int(read_manifest(folder).get("expected") or 0), len(finished) + len(failed))
+    text = _environment().get_template(_TEMPLATE).render(page, identity=identity, failed=failed, total=total)
     with replacing(folder / FILE) as path:
         path.write_text(text, encoding="utf-8")
     return folder / FILE
@@ -148,8 +150,7 @@ class _Reader:
 
     def read(self, id: str, steps: Sequence[int] | None) -> Arrays:
         """The arrays of an image, its samples as `align_all` turns them; with ``steps``, those of its frames, these too."""
-        with np.load(self.folder / "arrays" / f"{id}.npz", allow_pickle=False) as stored:
-            held = {key: torch.from_numpy(stored[key]) for key in ("y", "x", "samples", "mean", "std") if key in stored}
+        held = read_arrays(self.folder / "arrays" / f"{id}.npz", ("y", "samples", "mean", "std"), ("x",))
         shape, x = tuple(held["mean"].shape), held.get("x")
         if shape not in self.operators:
             self.operators[shape] = self.config.sections["operator"].build(image_shape=shape)

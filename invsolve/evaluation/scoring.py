@@ -6,7 +6,9 @@ import csv
 import hashlib
 import importlib.metadata
 import io
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,8 +139,7 @@ def scores_of(
     operators: dict[tuple[int, ...], Any] = {}
     count, truths = 0, {}
     for path in files:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {key: torch.from_numpy(stored[key]) for key in ("y", "x", "samples", "mean") if key in stored}
+        arrays = read_arrays(path, ("y", "samples", "mean"), ("x",))
         shape = tuple(arrays["mean"].shape)
         if shape not in operators:
             operators[shape] = config.sections["operator"].build(image_shape=shape)
@@ -157,6 +158,16 @@ def scores_of(
         sets = {(group, name): value for group in ("one", "mean") for name, value in distances.of(group).items()}
         notes.append(distances.note)
     return Scores(config.name, values, count, tuple(notes), truths, sets)
+
+
+def read_arrays(path: Path, needed: Sequence[str], more: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The arrays of a finished id by name, those of ``more`` where they are there. Raises ConfigError for a damaged file."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {key: torch.from_numpy(stored[key]) for key in (*needed, *more) if key in needed or key in stored}
+    except (zipfile.BadZipFile, zlib.error, ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{path} is damaged ({text}); without it, the command that wrote it samples its image again") from error
 
 
 def _aligned(operator: Any, arrays: dict[str, Tensor]) -> Tensor:

@@ -64,7 +64,8 @@ class ReconstructionWriter(BasePredictionWriter):
         data.todo = [[by_id[id] for id in part] for part in parts_ids]
         self.result = RunResult(folder.path, skipped=[id for id in ids if id in set(finished_ids)], whole=trainer.is_global_zero)
         self._check_first(pl_module, [item for part in data.todo for item in part])
-        folder.begin(work.weights, **work.facts())
+        # A shard does not know how many images the others have.
+        folder.begin(work.weights, **work.facts(), **({} if data.shard else {"expected": len(ids)}))
         work.partial = folder.path / "partial"
         pl_module.skip = folder.is_finished
         pictured = None if self.panels < 0 else frozenset(ids[: self.panels])

@@ -1,6 +1,7 @@
 """What goes wrong with one image is said of it and costs no other; what is wrong with the configuration is refused."""
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -209,6 +210,8 @@ def test_refusals_leave_no_folder(work, prior):
         (["sampler=daps", "sampler.inner=exact", "operator=hdr", "trainer.logger=csv"], "sampler daps"),
         (["device=cpu", "trainer.accelerator=gpu"], "contradict"),
     ):
+        if changes == ["trainer.logger=wandb"] and importlib.util.find_spec("wandb") is not None:
+            continue  # nothing to refuse
         with pytest.raises(ConfigError, match=words):
             quiet(few(*changes), prior)
         assert not (work / "runs/small").exists()

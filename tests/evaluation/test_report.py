@@ -3,11 +3,14 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
+from unittest.mock import Mock
 from urllib.parse import unquote
 
 import numpy as np
@@ -254,6 +257,55 @@ def test_shards_write_no_report_and_a_switch_turns_it_off(tmp_path, monkeypatch)
         report(tmp_path / "photos")
 
 
+def test_a_report_older_than_a_record_is_made_again_and_one_that_cannot_be_spoils_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path / "photos", ["a", "b"], 16)
+    (tmp_path / "small.yaml").write_text(CONFIG)
+    lines, config = [], load("small.yaml", ["samples=1", "out=run"])
+
+    def again():
+        lines.clear()
+        return evaluate(config, prior_of(3, 16, 16), say=lines.append)
+
+    again()
+    page, records = tmp_path / "run/report.html", list((tmp_path / "run/records").iterdir())
+    before = page.stat().st_mtime_ns
+    assert again().skipped == ["a", "b"] and page.stat().st_mtime_ns == before and "report:" not in "".join(lines)
+    oldest = min(path.stat().st_mtime_ns for path in records)
+    os.utime(page, ns=(oldest - 1, oldest - 1))  # as a process leaves it that was killed after its last image
+    assert again().skipped == ["a", "b"] and page.stat().st_mtime_ns > before and lines[-1] == "report:   run/report.html"
+    arrays = tmp_path / "run/arrays/b.npz"
+    arrays.write_bytes(b"PK" + bytes(arrays.stat().st_size - 2))
+    page.unlink()
+    assert again().skipped == ["a", "b"] and lines[-1].startswith("report.html was not written: run/arrays/b.npz is damaged")
+    for error, words in ((MemoryError(), "MemoryError"), (RuntimeError("no room"), "no room")):
+        with monkeypatch.context() as patched:
+            patched.setattr("invsolve.evaluation.reporting.scores_of", Mock(side_effect=error))
+            assert again().skipped == ["a", "b"] and lines[-1] == f"report.html was not written: {words}"
+
+
+def test_images_without_a_record_are_counted_and_infinity_is_a_number(tmp_path, monkeypatch):
+    """A disk that filled up leaves no word of the images that nobody came to; a mean that is the truth has an infinite PSNR."""
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path / "photos", ["a", "b", "c", "d"], 16)
+    (tmp_path / "photos/e.png").write_text("no image")
+    (tmp_path / "small.yaml").write_text(CONFIG)
+    evaluate(load("small.yaml", ["samples=2", "out=run"]), prior_of(3, 16, 16), say=lambda line: None)
+    run = tmp_path / "run"
+    assert "4 of 5 images, 2 samples each · 1 failed" in Page(run / "report.html").text.replace("\n", " ")
+    for id in ("c", "d"):
+        (run / f"records/{id}.json").unlink()
+    with np.load(run / "arrays/a.npz") as stored:
+        held = dict(stored)
+    np.savez(run / "arrays/a.npz", **held | {"mean": held["x"]})
+    record = json.loads((run / "records/a.json").read_text()) | {"bytes": (run / "arrays/a.npz").stat().st_size}
+    (run / "records/a.json").write_text(json.dumps(record))
+    page = Page(report(run, "none"))
+    assert "2 of 5 images, 2 samples each · 1 failed · 2 not sampled" in page.text
+    values = [one["data-v"] for one in page.all("td") if "data-v" in one]
+    assert values.count("Infinity") == 1 and "inf" not in values
+
+
 def test_residuals_are_those_of_the_denoised_estimates():
     """What the monitor tells an observer is the discrepancy of the x0_hat that the observer sees, for each row."""
     op, prior = GaussianBlur((1, 8, 8), std=1.0), prior_of(1, 8, 8)
@@ -279,6 +331,7 @@ def test_residuals_are_those_of_the_denoised_estimates():
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
+PATIENCE = 180  # seconds; a busy machine takes long to start a browser
 
 
 @pytest.fixture(scope="module")
@@ -287,11 +340,17 @@ def browser(tmp_path_factory):
     found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
     if not found:
         pytest.skip("no chromium, chromium-browser or google-chrome on this machine")
+    try:
+        subprocess.run([found[0], "--version"], check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"{found[0]} does not run: {error}")
     with api.sync_playwright() as play:
         profile = tmp_path_factory.mktemp("profile")
         context = play.chromium.launch_persistent_context(
-            profile, executable_path=found[0], args=FLAGS, headless=True, viewport={"width": 1280, "height": 900}, color_scheme="light"
-        )
+            profile, executable_path=found[0], args=FLAGS, headless=True, viewport={"width": 1280, "height": 900}, color_scheme="light",
+            timeout=PATIENCE * 1000,
+        )  # fmt: skip
+        context.set_default_timeout(PATIENCE * 1000)
         yield context
         context.close()
 
@@ -317,7 +376,7 @@ def ids_of(tab):
 
 def wait_until(tab, what):
     """Until an expression holds; the page's policy forbids what `Page.wait_for_function` does."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while not tab.evaluate(what):
         assert time.monotonic() < end, what
         time.sleep(0.02)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import linalg, stats
+from shared import save_photos
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from invsolve.cli import main
@@ -144,6 +145,12 @@ def test_lpips_is_of_local_weights_and_says_which(tmp_path, monkeypatch):
     assert lpips(a, b)["lpips"] == pytest.approx(lpips(b, a)["lpips"]) and lpips(a, b)["lpips"] > 1e-4
     assert lpips(a[:1], b[:1])["lpips"] > 0  # grey as three equal channels
     assert lpips(a[:, :16, :16], b[:, :16, :16]) == {} and "32 pixels" in lpips.note
+    file = tmp_path / "hub/checkpoints/squeezenet1_1-b8a52dc0.pth"
+    whole = file.read_bytes()
+    for damage in (lambda: file.write_bytes(whole[:3000]), lambda: torch.save({"weight": a}, file), lambda: torch.save([a], file)):
+        damage()
+        with pytest.raises(ConfigError, match="lpips = squeeze: .*squeezenet1_1-b8a52dc0.pth holds no weights of squeeze"):
+            Lpips("squeeze")(a, b)
 
 
 def three_features(picture):
@@ -188,6 +195,40 @@ def test_fid_and_kid_against_the_definition(runs, work):
         assert {(row["estimator"], row["metric"]) for row in csv.DictReader(file) if row["id"] == ""} == set(scores.sets)
 
 
+def test_the_reference_is_cut_into_crops_as_the_images_of_the_run_were(work, prior):
+    """Of data crops: the same crops of the same files, whose features are those of the truths; of other data the centre, which is said."""
+    save_photos(work / "wide", ["a", "b", "c"], 40, 50, 0.1)
+    data = ["data=crops", "data.root=wide", "data.size=16", "data.each=2", "data.reduce=2", "data.indices=0-3"]
+    evaluate(load("small.yaml", [*data, "samples=1", "out=runs/crops"]), prior, say=lambda line: None)
+    config = work / "runs/crops/config.yaml"
+    for name, count, words in (("crops", 6, "6 reference images, as 8 bits"), ("dataset", 3, "cut to 16 x 16, for data dataset")):
+        config.write_text(config.read_text().replace("name: crops", f"name: {name}"))
+        distances = SetDistances(work / "wide", three_features)
+        distances.add_reference(work / "runs/crops", (3, 16, 16))
+        assert distances.count("reference") == count and words in distances.note
+        if name == "crops":
+            wanted = [np.round(255 * unit(a["x"])).astype(np.uint8) for a in stored(work / "runs/crops").values()]
+            found = torch.cat(distances._held["reference"])[: len(wanted)]
+            torch.testing.assert_close(found, three_features(torch.from_numpy(np.stack(wanted))))
+    save_photos(work / "little", ["a"], 20, 20, 0.1)
+    config.write_text(config.read_text().replace("name: dataset", "name: crops"))
+    with pytest.raises(ConfigError, match="--fid = .*little: .*does not fit into a.png"):
+        SetDistances(work / "little", three_features).add_reference(work / "runs/crops", (3, 16, 16))
+
+
+def test_arrays_that_are_damaged_are_named(runs):
+    """Half a file is known by its length, and is not finished; what has the length and is no archive is said to be damaged."""
+    path = runs / "zero/arrays/i02.npz"
+    path.write_bytes(b"PK\x03\x04" + bytes(path.stat().st_size - 4))
+    with pytest.raises(ConfigError, match=r"i02.npz is damaged \("):
+        score(runs / "zero", "none")
+    np.savez(path, y=np.zeros(1), samples=np.zeros(1))
+    record = runs / "zero/records/i02.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"bytes": path.stat().st_size}))
+    with pytest.raises(ConfigError, match=r"i02.npz is damaged \(.*mean"):
+        score(runs / "zero", "none")
+
+
 def test_kid_is_that_of_torchmetrics():
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -227,6 +268,9 @@ def test_inception_is_of_local_weights_or_refused(runs, work, tmp_path, monkeypa
     assert main(command) == 2 and "holds no weights of Inception" in capsys.readouterr().err and not seen
     weights.write_bytes(weights.read_bytes()[:300])
     assert main(command) == 2 and "holds no weights of Inception" in capsys.readouterr().err and not seen
+    for held in ([torch.zeros(2)], torch.zeros(2)):
+        torch.save(held, weights)
+        assert main(command) == 2 and "not a dict of tensors" in capsys.readouterr().err and not seen
     torch.save({}, weights)
     monkeypatch.setattr(perceptual.importlib.metadata, "version", lambda name: "1.2.3")
     assert main(command) == 0 and seen == [("inception-v3-compat", ["2048"])] and not fetched
