@@ -25,7 +25,7 @@ def test_nearest_classes():
 
 
 def test_settings_of_the_preset_and_of_the_command_line():
-    assert recovery.preset({}) == P2L(K=4, lr=0.01, lr_unit="rms", tuned=(1.0, float("inf")), lam=None)
+    assert recovery.preset({}) == P2L(K=4, lr=0.01, lr_unit="rms", tuned=(2.0, float("inf")), lam=None, zeta=2.0, eta=1.0)
     assert recovery.preset({"K": "2", "tuned": "[0.5, .inf]", "lam": "1"}).tuned == (0.5, float("inf"))
     with pytest.raises(ValueError, match="unknown key kay"):
         recovery.preset({"kay": "2"})

@@ -437,7 +437,9 @@ def test_both_schemes_and_the_button_between_them(view):
     assert ground() == light
     view.evaluate("delete document.documentElement.dataset.theme")
     view.emulate_media(color_scheme="dark")
-    assert ground() == dark and view.locator("#theme").get_attribute("aria-pressed") == "true"
+    # The page hears of the change by an event.
+    wait_until(view, "document.getElementById('theme').getAttribute('aria-pressed') === 'true'")
+    assert ground() == dark
 
 
 def test_pictures_load_as_they_come_near_and_nothing_overflows(view):
