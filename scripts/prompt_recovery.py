@@ -35,7 +35,7 @@ from operators import Inpainting, SuperResolution
 Row = dict[str, Any]
 TASKS = ("sr8", "box")
 REFERENCES = ("null", "true", "wrong")
-TUNING = ("K", "lr", "lr_unit", "adam", "tuned", "radius", "penalty", "spread")
+TUNING = ("K", "within", "class_lr", "lr", "lr_unit", "adam", "tuned", "radius", "penalty", "spread")
 """Settings of P2L that do not matter with K = 0, so that runs with a fixed prompt are shared between them."""
 
 

@@ -17,7 +17,7 @@ from invsolve.optimise import Adam
 from invsolve.priors import GaussianPrior, LatentPrior, LinearAutoencoder, TrainingTable
 from invsolve.priors.analytic_conditional import ConditionalGaussianPrior
 from invsolve.priors.conditional import ConditionalNetworkPrior
-from invsolve.samplers import DPS, P2L, PSLD
+from invsolve.samplers import DPS, P2L, PSLD, prompts
 from invsolve.samplers.p2l import Prompted
 from invsolve.schedules import DDPM, ScaledLinear, moves
 from operators import Identity, Matrix
@@ -107,6 +107,61 @@ def test_two_levels_of_tuning_against_adam_of_torch(prior, options, adam):
         state = setting.step(posterior, state, move, GivenNoise())
         torch.testing.assert_close(state.embedding, c.detach(), rtol=0, atol=1e-7)
     assert float((c.detach() - null).abs().min()) > 1e-3
+
+
+def test_two_levels_of_tuning_among_classes_against_the_closed_form():
+    """Steps of the log-weights along the derivatives towards the classes, scaled to spread 1, which levels hand on."""
+    posterior, setting = codes(rows=3, prior=WithClasses), P2L(K=3, within="classes", class_lr=0.4)
+    state, c, log_w = setting.init(posterior, X), tensor([0.1, 0.2]).repeat(3, 1), torch.zeros(3, 3, dtype=DOUBLE)
+    assert torch.equal(state.embedding, c)
+    for move in moves(DDPM(steps=24))[8:10]:
+        for _ in range(3):
+            slope = slope_of(state.x, move.t, c, posterior.likelihood.y)
+            towards = torch.stack([((e - c) * slope).sum(1) for e in CLASSES], 1)
+            log_w = log_w - 0.4 * (towards - towards.mean(1, keepdim=True)) / towards.std(1, correction=0, keepdim=True)
+            c = log_w.softmax(1) @ CLASSES
+        state = setting.step(posterior, state, move, GivenNoise())
+        torch.testing.assert_close(state.embedding, c, rtol=0, atol=1e-9)
+        torch.testing.assert_close(state.prompt, c, rtol=0, atol=1e-9)
+    assert float(log_w.softmax(1).max()) < 0.99 and float((log_w.softmax(1) - 1 / 3).abs().max()) > 0.1
+
+
+def test_a_mixture_ends_at_the_best_of_the_classes_and_stands_still_without_a_slope():
+    """On a linear objective the weights converge to the lowest corner; where nothing is said, they stay."""
+    slope = randn(5, 2, seed=21)
+    log_w = torch.zeros(5, 3, dtype=DOUBLE)
+    for _ in range(200):
+        c, log_w = prompts.mix(CLASSES, log_w, slope, 0.3)
+    assert torch.equal(c.argmax(1), CLASSES[(slope @ CLASSES.mT).argmin(1)].argmax(1))
+    torch.testing.assert_close(c, CLASSES[(slope @ CLASSES.mT).argmin(1)], rtol=0, atol=1e-6)
+    c, still = prompts.mix(CLASSES, log_w, torch.zeros_like(slope), 0.3)
+    assert torch.equal(still, log_w)
+    tokens = randn(4, 3, 5, seed=22)
+    c, _ = prompts.mix(tokens, torch.zeros(2, 4, dtype=DOUBLE), torch.zeros(2, 3, 5, dtype=DOUBLE), 0.3)
+    torch.testing.assert_close(c, tokens.mean(0).expand(2, 3, 5))
+
+
+def test_tuning_among_classes_finds_the_class():
+    """As often as least squares does, which P2L descends on; p(y | class), with the covariance of y, would tell more."""
+    rows, labels = 150, torch.arange(150) % 3
+    latent = WithClasses(MEAN, B, COV, null=tensor([0.1, 0.2]))
+    whole = LatentPrior(latent, LinearAutoencoder(W, SHAPE, CODE, encoder=SKEW, offset=OFFSET))
+    z = torch.cat([latent.conditioned(CLASSES[k]).law().draw(1, seed=100 + n) for n, k in enumerate(labels.tolist())])
+    operator = Matrix(A, SHAPE)
+    y = operator.measure(whole.decode(z), SIGMA)
+    means = torch.stack([whole.decode((MEAN + e @ B.mT)[None]).flatten() @ A.mT for e in CLASSES])
+    least_squares = float((torch.cdist(y.flatten(1), means).argmin(1) == labels).double().mean())
+    watch, posterior = Prompts(), Posterior(whole, GaussianLikelihood(operator, y, SIGMA))
+    sample(P2L(within="classes", tuned=(2.0, math.inf), zeta=0.1), posterior, SCHEDULE, progress=False, observe=watch)
+    found = float((torch.cdist(watch.prompts, CLASSES).argmin(1) == labels).double().mean())
+    assert found > least_squares - 3 * math.sqrt(least_squares * (1 - least_squares) / rows) > 0.6
+
+
+def test_auto_is_classes_where_there_is_a_table_and_anywhere_else():
+    for prior, same in ((WithClasses, "classes"), (ConditionalGaussianPrior, "anywhere")):
+        posterior = problem(rows=2, prior=prior)
+        auto, named = (sample(P2L(within=w, lr=0.01), posterior, SCHEDULE, progress=False) for w in ("auto", same))
+        assert torch.equal(auto, named)
 
 
 @pytest.mark.parametrize(("lam", "gradient"), [(1.0, "norm"), (0.3, "norm"), (None, "norm"), (None, "squared")])
@@ -323,9 +378,9 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("setting", [*SETTINGS, P2L(K=2, within="classes", zeta=0.3)], ids=str)
 def test_a_batch_equals_single_runs_and_a_resumed_one(setting, tmp_path):
-    posterior = problem(rows=3)
+    posterior = problem(rows=3, prior=WithClasses)
     together = sample(setting, posterior, SCHEDULE, n=2, progress=False)
     for b in range(3):
         alone = sample(setting, posterior.select(torch.tensor([b])), SCHEDULE, n=2, ids=[b], progress=False)
@@ -372,6 +427,10 @@ def test_refusals():
         ({"tuned": (2.0, 1.0)}, r"tuned=\(2\.0, 1\.0\); an interval"),
         ({"adam": "warm"}, "adam='warm'; one of fresh, persistent"),
         ({"eta": 1.5}, r"eta=1\.5; a number in \[0, 1\]"),
+        ({"within": "table"}, "within='table'; one of anywhere, classes, auto"),
+        ({"class_lr": 0.0}, r"class_lr=0\.0; a finite number > 0"),
+        ({"within": "auto", "radius": 1.0}, r"radius=1\.0 and penalty=0\.0 bound where Adam takes the prompt, and within='auto'"),
+        ({"within": "classes", "penalty": 1.0}, r"penalty=1\.0 bound where Adam takes the prompt, and within='classes'"),
     ):
         with pytest.raises(ValueError, match=message):
             P2L(**options)
@@ -386,6 +445,8 @@ def test_refusals():
     with pytest.raises(TypeError, match=r"a GaussianPrior takes none"):
         run(Posterior(GaussianPrior(MEAN, COV), GaussianLikelihood(Identity(CODE), MEAN[None], 0.1)))
     assert run(free, K=0).isfinite().all()
+    with pytest.raises(TypeError, match="needs a prior with a table of classes, and this one has none; take 'anywhere'"):
+        run(problem(), within="classes")
     with pytest.raises(ValueError, match="guidance=0 keeps the prompt from the network"):
         run(problem(guidance=0.0))
     with pytest.raises(ValueError, match="needs sigma > 0; K=0"):

@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 
 from invsolve import kernels
 from invsolve.levels import Level, Move
-from invsolve.likelihoods import GaussianLikelihood
 from invsolve.noise import NoiseSource
 from invsolve.optimise import Adam, adam_step
 from invsolve.reverse import linearize, linearize_prompt
+from invsolve.samplers import prompts
 from invsolve.samplers.base import State, check_settings
 from invsolve.samplers.codes import Gradient, check_gradient, image_likelihood, misfit_grad, needs_linear_gaussian
 
 
 @dataclass(frozen=True)
 class Prompted(State):
-    """The code, the embedding of each row (B, *E) with the running means of its Adam, and the embedding again for observers."""
+    """The code, the embedding of each row (B, *E) with the running means of its Adam, and the embedding again for observers.
+
+    `weights` are the logarithms (B, N), up to a constant, of the weights of the classes that the embedding mixes.
+    """
 
     statistics: ClassVar[tuple[str, ...]] = ("prompt",)
 
@@ -34,19 +37,26 @@ class Prompted(State):
     square: Tensor | None = None
     count: int = 0
     prompt: Tensor | None = None
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class P2L:
     """DDIM steps on codes z, guided by y, whose prompt is tuned to y on the way; now and then the decoded estimate is fitted to y.
 
-    At each level: K steps of Adam on the embedding C of each row (on its own); the posterior mean z0_hat given it; a DDIM
+    At each level: K steps on the embedding C of each row (on its own), by Adam; the posterior mean z0_hat given it; a DDIM
     step; and down the gradient of the misfit of D(z0_hat). Every `gamma` steps z0_hat is replaced in the DDIM step by E(x), x the
     image between D(z0_hat) and y, which also brings it into the range of the encoder.
 
     Args:
-        K: Adam steps a level. The paper's: 1 for images of 512 pixels; 5 for SDXL. 0 leaves the prompt alone: latent DPS
+        K: steps a level. The paper's: 1 for images of 512 pixels; 5 for SDXL. 0 leaves the prompt alone: latent DPS
             with range projection, for any prior, also one without condition.
+        within: where C may go. "anywhere", by Adam (the paper's). "classes": after its first step C is a mixture of the embeddings
+            in the prior's table of classes, and exponentiated gradient moves the weights (`prompts.mix`), so that what the levels
+            say of a class adds up. A network trained on some dozens of embeddings makes little of a C far from them: on the prior
+            `glyphs` this finds classes and gains by it, where Adam does not. Every step counts as much, so let `tuned` end
+            at 1 or above, below which steps say little but noise. "auto": "classes" where the prior has a table, else "anywhere".
+        class_lr: of "classes", the standard deviation over the classes of what a step adds to log w.
         lr, lr_unit: of Adam. "absolute", the paper's 1e-4, made for 77 x 768 numbers of size 1: an entry moves by no more
             than about lr a step, so a small embedding needs more. "rms": in units of the root mean square of an entry of the
             prior's table of classes, or else of its null embedding; 0.01 is a fair start.
@@ -73,6 +83,8 @@ class P2L:
     """
 
     K: int = 1
+    within: Literal["anywhere", "classes", "auto"] = "anywhere"
+    class_lr: float = 0.3
     lr: float = 1e-4
     lr_unit: Literal["absolute", "rms"] = "absolute"
     adam: Literal["fresh", "persistent"] = "fresh"
@@ -90,8 +102,11 @@ class P2L:
         check_settings(
             self, K="a whole number >= 0", gamma="a whole number >= 0", tuned="an interval (low, high)", eta="a number in [0, 1]"
         )
-        check_settings(self, **dict.fromkeys(("lr", "radius", "lam"), "a finite number > 0"))
+        check_settings(self, **dict.fromkeys(("class_lr", "lr", "radius", "lam"), "a finite number > 0"))
         check_settings(self, **dict.fromkeys(("penalty", "spread", "zeta"), "a finite number >= 0"))
+        if self.within != "anywhere" and (self.radius is not None or self.penalty):
+            bounds = f"radius={self.radius} and penalty={self.penalty}"
+            raise ValueError(f"{bounds} bound where Adam takes the prompt, and within={self.within!r} bounds it already; take 'anywhere'")
 
     def init(self, target: Any, x: Tensor) -> Prompted:
         """The code, and for each row the embedding that the prior has been given, or its null.
@@ -106,19 +121,15 @@ class P2L:
         check_gradient(likelihood, self.gradient)
         if self.K == 0:
             return Prompted(x)
-        if not getattr(prior, "conditional", hasattr(prior, "conditioned")):
-            kind = type(getattr(prior, "prior", prior)).__name__
-            raise TypeError(f"P2L tunes the prompt, and a {kind} takes none; K=0 leaves it alone (latent DPS with range projection)")
-        if self.spread and not isinstance(likelihood, GaussianLikelihood):
-            raise TypeError(f"spread={self.spread} needs a GaussianLikelihood, not a {type(likelihood).__name__}; 0 takes any")
-        if getattr(_conditional(prior), "guidance", 1.0) == 0:
-            raise ValueError("guidance=0 keeps the prompt from the network, so that there is nothing to tune; K=0 leaves it alone")
-        if getattr(likelihood, "sigma", 1.0) == 0:
-            raise ValueError("the prompt is tuned by log p(y | x), which needs sigma > 0; K=0 leaves it alone")
-        c = _start(prior, x)
-        if self.lr_unit == "rms" and not bool(_unit(prior) > 0):
+        prompts.check_tunable(prior, likelihood, self.spread)
+        if self.within == "classes" and prompts.table(prior) is None:
+            raise TypeError("within='classes' needs a prior with a table of classes, and this one has none; take 'anywhere'")
+        c = prompts.start(prior, x)
+        if self._mixes(prior):
+            return Prompted(x, embedding=c, prompt=c, weights=c.new_zeros(len(c), len(cast(Tensor, prompts.table(prior)))))
+        if self.lr_unit == "rms" and not bool(prompts.unit(prior) > 0):
             raise ValueError("lr_unit='rms' measures lr by the entries of the null embedding, which are all zero; take 'absolute'")
-        if self.penalty and not bool((_statistics(prior, c)[1] > 0).all()):
+        if self.penalty and not bool((prompts.statistics(prior, c)[1] > 0).all()):
             raise ValueError(f"penalty={self.penalty} is divided by the variance of the embeddings, which is zero here; take radius")
         zero = torch.zeros_like(c)
         return Prompted(x, None, c, zero, zero, 0, c)
@@ -142,23 +153,38 @@ class P2L:
         return state.x
 
     def _tune(self, target: Any, state: Prompted, t: Level) -> Prompted:
-        """K steps of Adam against the gradient of -log p(y | D(z0_hat)) + the penalty, z_t held."""
+        """K steps against the gradient of -log p(y | D(z0_hat)) + the penalty, z_t held."""
+        for count in range(self.K):
+            assert state.embedding is not None
+            x0, pull = linearize_prompt(target.prior, state.x, t, state.embedding)
+            grad = pull(target.likelihood.score(x0)) * -self._sharpness(target, t)
+            state = self._mixed(target, state, grad) if state.weights is not None else self._adam(target, state, grad, count)
+        return replace(state, prompt=state.embedding)
+
+    def _mixed(self, target: Any, state: Prompted, grad: Tensor) -> Prompted:
+        """One step on the weights of the classes."""
+        classes = cast(Tensor, prompts.table(target.prior)).to(grad)
+        c, weights = prompts.mix(classes, cast(Tensor, state.weights), grad, self.class_lr)
+        return replace(state, embedding=c, weights=weights)
+
+    def _adam(self, target: Any, state: Prompted, grad: Tensor, count: int) -> Prompted:
+        """One step of Adam, the `count`-th of this level from 0."""
         c, mean, square = state.embedding, state.mean, state.square
         assert c is not None and mean is not None and square is not None
-        adam = Adam(mean, square, state.count) if self.adam == "persistent" else Adam.start(c)
-        start, unit = _start(target.prior, state.x), _unit(target.prior) if self.lr_unit == "rms" else 1.0
-        for _ in range(self.K):
-            x0, pull = linearize_prompt(target.prior, state.x, t, c)
-            grad = pull(target.likelihood.score(x0)) * -self._sharpness(target, t)
-            if self.penalty:
-                m, variance = _statistics(target.prior, start)
-                grad = grad + self.penalty * (c - m) / variance
-            moved, adam = adam_step(torch.zeros_like(c), grad, adam, self.lr)
-            c = c + unit * moved
-            if self.radius is not None:
-                length = torch.linalg.vector_norm(c - start, dim=-1, keepdim=True)
-                c = start + (c - start) * (self.radius / length.clamp_min(self.radius))
-        return replace(state, embedding=c, mean=adam.mean, square=adam.square, count=adam.count, prompt=c)
+        adam = Adam(mean, square, state.count) if self.adam == "persistent" or count else Adam.start(c)
+        start, unit = prompts.start(target.prior, state.x), prompts.unit(target.prior) if self.lr_unit == "rms" else 1.0
+        if self.penalty:
+            m, variance = prompts.statistics(target.prior, start)
+            grad = grad + self.penalty * (c - m) / variance
+        moved, adam = adam_step(torch.zeros_like(c), grad, adam, self.lr)
+        c = c + unit * moved
+        if self.radius is not None:
+            length = torch.linalg.vector_norm(c - start, dim=-1, keepdim=True)
+            c = start + (c - start) * (self.radius / length.clamp_min(self.radius))
+        return replace(state, embedding=c, mean=adam.mean, square=adam.square, count=adam.count)
+
+    def _mixes(self, prior: Any) -> bool:
+        return self.within == "classes" or (self.within == "auto" and prompts.table(prior) is not None)
 
     def _sharpness(self, target: Any, t: Level) -> float:
         """sigma_y^2 / (sigma_y^2 + r^2)."""
@@ -173,35 +199,3 @@ class P2L:
         if self.lam is None:
             return target.prior.encode(likelihood.prox(x, t.ratio))
         return target.prior.encode(likelihood.operator.prox_l2(x, likelihood.y, 1 / self.lam))
-
-
-def _start(prior: Any, x: Tensor) -> Tensor:
-    """The embedding that the prior has been given, else its null, for each row of x: (B, *E), in single precision at least."""
-    given, null = getattr(_conditional(prior), "embedding", None), prior.null
-    c = null if given is None else given
-    c = (c if c.ndim > null.ndim else c[None]).expand(len(x), *null.shape)
-    return c.to(device=x.device, dtype=torch.promote_types(c.dtype, torch.float32))
-
-
-def _conditional(prior: Any) -> Any:
-    """The conditional prior, behind the autoencoder where there is one."""
-    return getattr(prior, "prior", prior)
-
-
-def _table(prior: Any) -> Tensor | None:
-    """The embeddings of the classes that the prior was trained on (N, *E), if it has any."""
-    return getattr(_conditional(prior), "class_embeddings", None)
-
-
-def _unit(prior: Any) -> Tensor:
-    """The root mean square of an entry of the table of classes, else of the null embedding."""
-    table = _table(prior)
-    return (prior.null if table is None else table).square().mean().sqrt()
-
-
-def _statistics(prior: Any, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of an embedding, each of a shape that broadcasts to (B, *E)."""
-    table = _table(prior)
-    if table is None:
-        return start, start.flatten(1).square().mean(1).view(-1, *[1] * (start.ndim - 1))
-    return table.mean(0), table.var(0, correction=0)
