@@ -1,6 +1,7 @@
 """Does P2L find the prompt? How often the tuned embedding is nearest to the true class, and what reconstruction gains by it.
 
     python scripts/prompt_recovery.py --json runs/prompts.json                               # as the preset has it
+    python scripts/prompt_recovery.py --steps 50 --precision bf16 --json runs/tables/prompts.json  # what the README holds
     python scripts/prompt_recovery.py K=4 zeta=0.5 --grid lr=0.01,0.03 "tuned=[1,.inf],[2,.inf]" --unseen --json runs/sweep.json
 
 Per task (SR x8, a missing box) and setting of P2L, on the same measurements of glyphs that the prior has not seen: reconstruction
@@ -21,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from tables_common import Incomplete
+from tables_common import markdown as lines_of
 from torch import Tensor
 from tune import combinations, parse_grid
 
-from invsolve import Posterior, load_prior, sample, schema, tables
+from invsolve import Posterior, config, load_prior, sample
 from invsolve.likelihoods import GaussianLikelihood
 from invsolve.phantoms import EVALUATION_SEED
 from invsolve.samplers import P2L
@@ -33,7 +35,11 @@ from invsolve.schedules import ScaledLinear
 from operators import Inpainting, SuperResolution
 
 Row = dict[str, Any]
-TASKS = ("sr8", "box")
+PRESETS = {"sr8": "glyph_sr4", "box": "glyph_inpaint_p2l"}
+"""Per task the preset of a run whose operator is of the same family."""
+
+TASKS = tuple(PRESETS)
+NAMES = {"sr8": "super-resolution x8", "box": "box of 28 x 28 missing"}
 REFERENCES = ("null", "true", "wrong")
 TUNING = ("K", "within", "class_lr", "lr", "lr_unit", "adam", "tuned", "radius", "penalty", "spread")
 """Settings of P2L that do not matter with K = 0, so that runs with a fixed prompt are shared between them."""
@@ -121,13 +127,11 @@ def reference_labels(study: Study, kind: str) -> Tensor | None:
     return {"null": None, "true": study.labels, "wrong": shifted}[kind]
 
 
-def preset(overrides: Mapping[str, str]) -> P2L:
-    """configs/sampler/p2l.yaml with these values (as YAML) in place of its own. Raises ConfigError for a wrong one."""
-    file = tables.component_file("sampler", "p2l")
-    given = yaml.safe_load(file.read_text(encoding="utf-8")) if file is not None else {}
-    values = {f.name: given[f.name] for f in fields(P2L) if f.name in given}
-    values |= {key: yaml.safe_load(text) for key, text in overrides.items()}
-    return P2L(**schema.check("", "p2l", values, schema.fields_of(P2L)))
+def preset(task: str, overrides: Mapping[str, str]) -> P2L:
+    """configs/sampler/p2l.yaml as a run of the task takes it, with these values (as YAML) in place of its own. Raises ConfigError."""
+    changes = [f"sampler.{key}={text}" for key, text in overrides.items()]
+    section = config.load(PRESETS[task], ["sampler=p2l", *changes]).sections["sampler"]
+    return P2L(**section.values)
 
 
 def operator_of(task: str, shape: Sequence[int], box: int) -> Any:
@@ -183,20 +187,34 @@ def main() -> None:
     truth, labels = glyphs(EVALUATION_SEED, range(options.images), held_out=not options.unseen)
     truth, labels = truth.to(prior.device), labels.to(prior.device)
     given = dict(text.partition("=")[::2] for text in options.overrides)
-    settings = [preset({**given, **choice}) for choice in combinations(parse_grid(options.grid))]
+    choices = combinations(parse_grid(options.grid))
     kept = ("prior", "guidance", "images", "samples", "steps", "sigma", "box", "unseen", "precision")
     what = {name: getattr(options, name) for name in kept}
     rows = stored(options.json, what)
     for task in options.tasks:
         operator = operator_of(task, tuple(truth.shape[1:]), options.box)
         study = Study(prior, truth, labels, operator, options.sigma, options.steps, options.samples)
-        for setting in settings:
-            study_rows(study, [setting], task, rows)
+        for choice in choices:
+            study_rows(study, [preset(task, {**given, **choice})], task, rows)
             if options.json is not None:
                 options.json.parent.mkdir(parents=True, exist_ok=True)
                 options.json.write_text(json.dumps({"what": what, "rows": rows}, indent=1), encoding="utf-8")
     print(f"\nchance: {1 / len(Study(prior, truth, labels, None, 0.0, 1).table()):.3f}")
     print(markdown(rows))
+
+
+def readme(content: Any) -> str:
+    """The README's table: PSNR with each prompt, and how often the tuned one is nearest to the true class. Raises Incomplete."""
+    lines = []
+    for task in TASKS:
+        found = {row["prompt"]: row for row in content["rows"] if row["task"] == task}
+        if missing := {*REFERENCES, "tuned"} - set(found):
+            raise Incomplete(f"{NAMES[task]} has not been run with the prompt: {', '.join(sorted(missing))}")
+        shares = found["tuned"]["recovered"]
+        cells = [f"{found[prompt]['psnr_mean']:.2f}" for prompt in (*REFERENCES, "tuned")]
+        lines.append([NAMES[task], *cells, *(f"{100 * shares[kind]:.0f} %" for kind in ("euclid", "cosine_from_null"))])
+    head = ["task", *(f"{prompt} prompt" for prompt in (*REFERENCES, "tuned")), "true class nearest", "by angle from null"]
+    return lines_of(head, lines)
 
 
 def markdown(rows: Sequence[Row]) -> str:

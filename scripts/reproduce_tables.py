@@ -56,7 +56,7 @@ class Table:
     """
 
     steps: tuple[Step, ...]
-    text: Callable[[list[Any]], str]
+    text: Callable[[Any], str]
     time: str
     place: str = "README.md"
     key: str = ""
@@ -69,15 +69,15 @@ class Table:
         return self.text(json.loads(path.read_text(encoding="utf-8")))
 
 
-def by(script: str, function: str = "readme") -> Callable[[list[Any]], str]:
+def by(script: str, function: str = "readme") -> Callable[[Any], str]:
     """A function of a script, which is not imported before it is called."""
     return lambda rows: str(getattr(importlib.import_module(script), function)(rows))
 
 
-def card(prior: str, script: str = "score_prior", key: str = "held_out_psnr_db") -> Callable[[list[Any]], str]:
+def card(prior: str, script: str = "score_prior", key: str = "held_out_psnr_db") -> Callable[[Any], str]:
     """The scores of a prior as they stand in its card."""
 
-    def text(rows: list[Any]) -> str:
+    def text(rows: Any) -> str:
         scores = importlib.import_module(script).card_rows(rows, prior)
         return yaml.safe_dump({key: scores}, sort_keys=False).rstrip("\n")
 
@@ -100,7 +100,14 @@ TABLES = {
         (Step("closed_form_table", (), "closed_form.json"),), by("closed_form_table"), "about 10 min of one core (estimated)"
     ),
     "latent": Table(
-        (Step("sampler_table", ("--latent", "--readme"), "latent.json"),), by("sampler_table", "readme_latent"), "about 240 min (estimated)"
+        (Step("sampler_table", ("--latent", "--readme", "--precision", "bf16"), "latent.json"),),
+        by("sampler_table", "readme_latent"),
+        "about 160 min of one core (from the seconds in its rows)",
+    ),
+    "prompts": Table(
+        (Step("prompt_recovery", ("--steps", "50", "--precision", "bf16"), "prompts.json"),),
+        by("prompt_recovery"),
+        "about 20 min of one core (from the seconds in its rows)",
     ),
     "denoising": Table(scored("photo"), by("score_prior"), "about 5 min (estimated)"),
     "mri": Table((Step("mri_table", (), "mri.json"),), by("mri_table"), "about 15 min (estimated)"),

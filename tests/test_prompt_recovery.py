@@ -25,10 +25,12 @@ def test_nearest_classes():
 
 
 def test_settings_of_the_preset_and_of_the_command_line():
-    assert recovery.preset({}) == P2L(K=4, lr=0.01, lr_unit="rms", tuned=(2.0, float("inf")), lam=None, zeta=2.0, eta=1.0)
-    assert recovery.preset({"K": "2", "tuned": "[0.5, .inf]", "lam": "1"}).tuned == (0.5, float("inf"))
-    with pytest.raises(ValueError, match="unknown key kay"):
-        recovery.preset({"kay": "2"})
+    common = {"K": 1, "within": "auto", "lr": 0.01, "lr_unit": "rms", "tuned": (2.0, float("inf")), "lam": None, "eta": 1.0}
+    assert recovery.preset("sr8", {}) == P2L(**common, zeta=4.0) and recovery.preset("box", {}) == P2L(**common, zeta=1.0)
+    found = recovery.preset("box", {"K": "2", "tuned": "[0.5, .inf]", "zeta": "3"})
+    assert (found.K, found.tuned, found.zeta) == (2, (0.5, float("inf")), 3.0)
+    with pytest.raises(ValueError, match=r"unknown key sampler\.kay"):
+        recovery.preset("box", {"kay": "2"})
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +66,13 @@ def test_a_prompt_that_starts_at_the_true_class_and_cannot_move_is_recovered(stu
     assert row["recovered"] == {"euclid": 1.0, "cosine": 1.0, "cosine_from_null": 1.0}
     assert row["psnr"] == pytest.approx(study.run(P2L(K=0, zeta=0.1), study.labels)["psnr"], abs=1e-3)
     assert recovery.reference_labels(study, "wrong").tolist() == [1, 0]
+
+
+def test_the_table_of_the_readme_needs_every_prompt(study):
+    rows = []
+    for task in recovery.TASKS:
+        recovery.study_rows(study, [P2L(K=1, lr=0.1, zeta=0.1)], task, rows)
+    lines = recovery.readme({"rows": rows}).splitlines()
+    assert len(lines) == 4 and lines[2].split("|")[2:6] == [f" {row['psnr_mean']:.2f} " for row in rows[:4]]
+    with pytest.raises(recovery.Incomplete, match="box of 28 x 28 missing has not been run with the prompt: tuned"):
+        recovery.readme({"rows": rows[:-1]})

@@ -224,7 +224,8 @@ def test_the_table_of_latent_samplers_shows_what_a_sample_costs():
     head, _, *lines = (cells_of(line) for line in rt.TABLES["latent"].text(rows).splitlines())
     assert head[3:] == ["ReSample", "P2L", "PSLD", "latent DPS", "LatentDAPS"] and len(lines) == 8 + 4
     assert lines[-2] == ["decodings", "", "", *["2"] * 5] and lines[-1][0] == "seconds" and lines[-1][3] == "0.0 to 6.0"
-    with pytest.raises(rt.Incomplete, match=r"1 of 48 cells .*: latent_daps on glyph_random \(64\) at 0\.05"):
+    assert [line[-1] == "" for line in lines[:8]] == [True] * 4 + [False] * 4 and lines[4][-1].endswith(" (4 images)")
+    with pytest.raises(rt.Incomplete, match=r"1 of 44 cells .*: latent_daps on glyph_random \(64\) at 0\.05"):
         script.readme_latent(rows[:-1])
 
 
