@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables_common import precision_option
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -277,7 +278,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
+    precision_option(parser, default="float32")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here too")
     args = parser.parse_args()
 

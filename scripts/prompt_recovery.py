@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tables_common import Incomplete
+from tables_common import Incomplete, precision_option
 from tables_common import markdown as lines_of
 from torch import Tensor
 from tune import combinations, parse_grid
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--sigma", type=float, default=0.05)
     parser.add_argument("--box", type=int, default=28, help="side of the missing box")
     parser.add_argument("--unseen", action="store_true", help="new renderings in the faces of training, for choosing settings")
-    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
+    precision_option(parser, default="float32")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_intermixed_args()

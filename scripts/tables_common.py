@@ -32,9 +32,11 @@ def command_line(text: str) -> argparse.ArgumentParser:
     return parser
 
 
-def precision_option(parser: argparse.ArgumentParser) -> None:
-    """--precision of the network."""
-    parser.add_argument("--precision", default="bf16", choices=["float32", "bf16"])
+def precision_option(parser: argparse.ArgumentParser, default: str | None = "bf16") -> None:
+    """--precision of the networks; None leaves it to the preset."""
+    parser.add_argument(
+        "--precision", default=default, choices=["float32", "bf16"], help=f"of the networks (default: {default or 'of the preset'})"
+    )
 
 
 def matches(row: Row, key: Row) -> bool:

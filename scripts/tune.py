@@ -27,6 +27,7 @@ import torch
 import yaml
 from photo_table import crops
 from score_prior import psnr
+from tables_common import precision_option
 from torch import Tensor
 from training_data import training_photo_paths
 
@@ -272,14 +273,14 @@ def sweep(options: argparse.Namespace) -> tuple[list[Row], dict[str, list[str]],
     truth = training_images(base.sections["data"], options.images, options.size)
     what = {
         "preset": options.preset, "overrides": options.overrides, "images": len(truth), "side": truth.shape[-1],
-        "samples": options.samples, "bf16": options.bf16,
+        "samples": options.samples, "precision": options.precision,
     }  # fmt: skip
     rows, priors = stored_rows(options.json, what), dict[str, Any]()
     for settings in combinations(grid):
         if any(row["settings"] == settings for row in rows):
             continue
-        fast = ["prior.precision=bf16"] if options.bf16 else []
-        config = load(options.preset, [*options.overrides, *fast, *(f"{key}={value}" for key, value in settings.items())])
+        given = [] if options.precision is None else [f"prior.precision={options.precision}"]
+        config = load(options.preset, [*options.overrides, *given, *(f"{key}={value}" for key, value in settings.items())])
         key = repr(config.sections["prior"])
         if key not in priors:
             priors[key] = config.sections["prior"].build(device=options.device)
@@ -303,7 +304,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--size", type=int, default=None, help="side of the images (default: data.size of the preset)")
     out.add_argument("--by", choices=["sample", "mean"], default="sample", help="whose PSNR is to be highest")
     out.add_argument("--residual", type=float, nargs=2, default=[0.5, 1.5], metavar=("LOW", "HIGH"))
-    out.add_argument("--bf16", action="store_true", help="run the network in bf16 (the preset that is written does not)")
+    precision_option(out, default=None)
     out.add_argument("--device", default="auto")
     out.add_argument("--json", type=Path, default=None, help="where the rows are kept; an unfinished sweep continues from it")
     out.add_argument("--write", type=Path, default=None, help="the preset to write with the best setting")

@@ -10,11 +10,11 @@ from invsolve.priors import GaussianPrior
 SIDE = 16
 
 
-def stationary_prior(dtype=torch.float32):
-    """A stationary Gaussian prior for 3 x 16 x 16 images."""
-    f2 = torch.fft.fftfreq(SIDE, dtype=dtype)[:, None] ** 2 + torch.fft.fftfreq(SIDE, dtype=dtype)[None] ** 2
+def stationary_prior(dtype=torch.float32, shape=(3, SIDE, SIDE)):
+    """A stationary Gaussian prior for images of this shape."""
+    f2 = sum(f.square() for f in torch.meshgrid(*(torch.fft.fftfreq(side, dtype=dtype) for side in shape[-2:]), indexing="ij"))
     power = 1 / (f2 + 1e-2)
-    return GaussianPrior.stationary(0.0, 0.2 * power / power.mean(), (3, SIDE, SIDE))
+    return GaussianPrior.stationary(0.0, 0.2 * power / power.mean(), shape)
 
 
 def save_photos(folder, names, height, width, fall):

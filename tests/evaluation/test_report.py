@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shared import stationary_prior
 
 from invsolve import Posterior, sample
 from invsolve.cli import main
@@ -26,7 +27,6 @@ from invsolve.evaluation.pictures import LIMIT, Arrays, gallery
 from invsolve.evaluation.scoring import scores_of
 from invsolve.likelihoods import GaussianLikelihood
 from invsolve.monitor import Residuals
-from invsolve.priors import GaussianPrior
 from invsolve.samplers import DPS
 from invsolve.schedules import DDPM
 from operators import GaussianBlur
@@ -48,9 +48,7 @@ progress: false
 
 
 def prior_of(*shape):
-    f2 = sum(f.square() for f in torch.meshgrid(*(torch.fft.fftfreq(side, dtype=torch.float64) for side in shape[-2:]), indexing="ij"))
-    power = 1 / (f2 + 1e-2)
-    return GaussianPrior.stationary(0.0, 0.2 * power / power.mean(), shape)
+    return stationary_prior(torch.float64, shape)
 
 
 def photographs(folder, names, side):
