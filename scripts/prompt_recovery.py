@@ -30,7 +30,7 @@ from tune import combinations, parse_grid
 from invsolve import Posterior, config, load_prior, sample
 from invsolve.likelihoods import GaussianLikelihood
 from invsolve.phantoms import EVALUATION_SEED
-from invsolve.samplers import P2L
+from invsolve.samplers import P2L, prompts
 from invsolve.schedules import ScaledLinear
 from operators import Inpainting, SuperResolution
 
@@ -74,7 +74,7 @@ class Study:
 
     def table(self) -> Tensor:
         """The embeddings of the classes (N, *E)."""
-        table = getattr(getattr(self.prior, "prior", self.prior), "class_embeddings", None)
+        table = prompts.class_embeddings(self.prior)
         if table is None:
             raise SystemExit("this prior has no table of classes, in which a prompt could be looked up")
         return table

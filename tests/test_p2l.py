@@ -132,13 +132,19 @@ def test_a_mixture_ends_at_the_best_of_the_classes_and_stands_still_without_a_sl
     log_w = torch.zeros(5, 3, dtype=DOUBLE)
     for _ in range(200):
         c, log_w = prompts.mix(CLASSES, log_w, slope, 0.3)
-    assert torch.equal(c.argmax(1), CLASSES[(slope @ CLASSES.mT).argmin(1)].argmax(1))
     torch.testing.assert_close(c, CLASSES[(slope @ CLASSES.mT).argmin(1)], rtol=0, atol=1e-6)
     c, still = prompts.mix(CLASSES, log_w, torch.zeros_like(slope), 0.3)
     assert torch.equal(still, log_w)
-    tokens = randn(4, 3, 5, seed=22)
-    c, _ = prompts.mix(tokens, torch.zeros(2, 4, dtype=DOUBLE), torch.zeros(2, 3, 5, dtype=DOUBLE), 0.3)
-    torch.testing.assert_close(c, tokens.mean(0).expand(2, 3, 5))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e25])
+def test_a_mixture_of_many_tokens_moves_alike_whatever_the_unit_of_the_slope(size):
+    tokens, slope = randn(4, 3, 5, seed=22), randn(2, 3, 5, seed=23)
+    c, log_w = prompts.mix(tokens.float() + 10, torch.zeros(2, 4), slope.float() * size, 0.3)
+    towards = torch.einsum("bij,nij->bn", slope, tokens)
+    expected = -0.3 * (towards - towards.mean(1, keepdim=True)) / towards.std(1, correction=0, keepdim=True)
+    torch.testing.assert_close(log_w.double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(c.double(), torch.einsum("bn,nij->bij", expected.softmax(1), tokens) + 10, rtol=0, atol=1e-5)
 
 
 def test_tuning_among_classes_finds_the_class():
@@ -157,9 +163,14 @@ def test_tuning_among_classes_finds_the_class():
     assert found > least_squares - 3 * math.sqrt(least_squares * (1 - least_squares) / rows) > 0.6
 
 
-def test_auto_is_classes_where_there_is_a_table_and_anywhere_else():
-    for prior, same in ((WithClasses, "classes"), (ConditionalGaussianPrior, "anywhere")):
-        posterior = problem(rows=2, prior=prior)
+def test_auto_is_classes_where_there_is_a_table_and_no_prompt_and_anywhere_else():
+    given = tensor([1.0, 0.5])
+    for prior, embedding, same in (
+        (WithClasses, None, "classes"),
+        (ConditionalGaussianPrior, None, "anywhere"),
+        (WithClasses, given, "anywhere"),
+    ):
+        posterior = problem(rows=2, prior=prior, embedding=embedding)
         auto, named = (sample(P2L(within=w, lr=0.01), posterior, SCHEDULE, progress=False) for w in ("auto", same))
         assert torch.equal(auto, named)
 
@@ -378,9 +389,14 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("setting", [*SETTINGS, P2L(K=2, within="classes", zeta=0.3)], ids=str)
-def test_a_batch_equals_single_runs_and_a_resumed_one(setting, tmp_path):
-    posterior = problem(rows=3, prior=WithClasses)
+MIXED = P2L(K=2, within="classes", zeta=0.3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "prior"), [*((s, ConditionalGaussianPrior) for s in SETTINGS), (SETTINGS[1], WithClasses), (MIXED, WithClasses)], ids=str
+)
+def test_a_batch_equals_single_runs_and_a_resumed_one(setting, prior, tmp_path):
+    posterior = problem(rows=3, prior=prior)
     together = sample(setting, posterior, SCHEDULE, n=2, progress=False)
     for b in range(3):
         alone = sample(setting, posterior.select(torch.tensor([b])), SCHEDULE, n=2, ids=[b], progress=False)
@@ -408,11 +424,12 @@ def test_each_row_may_start_from_a_prompt_of_its_own():
     torch.testing.assert_close(together[1], alone[0], rtol=0, atol=1e-9)
 
 
-def test_under_inference_mode():
-    posterior = codes()
-    expected = P2L(K=2).step(posterior, P2L(K=2).init(posterior, X[:1]), MOVE, GivenNoise())
+@pytest.mark.parametrize("setting", [P2L(K=2), MIXED], ids=str)
+def test_under_inference_mode(setting):
+    posterior = codes(prior=WithClasses)
+    expected = setting.step(posterior, setting.init(posterior, X[:1]), MOVE, GivenNoise())
     with torch.inference_mode():
-        found = P2L(K=2).step(posterior, P2L(K=2).init(posterior, X[:1].clone()), MOVE, GivenNoise())
+        found = setting.step(posterior, setting.init(posterior, X[:1].clone()), MOVE, GivenNoise())
     assert torch.equal(found.x, expected.x) and torch.equal(found.embedding, expected.embedding)
 
 
@@ -429,8 +446,9 @@ def test_refusals():
         ({"eta": 1.5}, r"eta=1\.5; a number in \[0, 1\]"),
         ({"within": "table"}, "within='table'; one of anywhere, classes, auto"),
         ({"class_lr": 0.0}, r"class_lr=0\.0; a finite number > 0"),
-        ({"within": "auto", "radius": 1.0}, r"radius=1\.0 and penalty=0\.0 bound where Adam takes the prompt, and within='auto'"),
-        ({"within": "classes", "penalty": 1.0}, r"penalty=1\.0 bound where Adam takes the prompt, and within='classes'"),
+        ({"within": "classes", "penalty": 1.0}, r"penalty=1\.0 is of within='anywhere'; leave it at 0\.0 for a mixture"),
+        ({"within": "classes", "radius": 1.0}, r"radius=1\.0 is of within='anywhere'; leave it at None"),
+        ({"within": "classes", "adam": "persistent"}, r"adam='persistent' is of within='anywhere'; leave it at 'fresh'"),
     ):
         with pytest.raises(ValueError, match=message):
             P2L(**options)
@@ -447,6 +465,11 @@ def test_refusals():
     assert run(free, K=0).isfinite().all()
     with pytest.raises(TypeError, match="needs a prior with a table of classes, and this one has none; take 'anywhere'"):
         run(problem(), within="classes")
+    with pytest.raises(ValueError, match="starts from null, and the prior has been given a prompt; take 'anywhere'"):
+        run(problem(prior=WithClasses, embedding=tensor([1.0, 0.5])), within="classes")
+    with pytest.raises(ValueError, match=r"spread=0\.1 is of within='anywhere'"):
+        run(problem(prior=WithClasses), within="auto", spread=0.1)
+    assert run(problem(), within="auto", spread=0.1, radius=1.0).isfinite().all()
     with pytest.raises(ValueError, match="guidance=0 keeps the prompt from the network"):
         run(problem(guidance=0.0))
     with pytest.raises(ValueError, match="needs sigma > 0; K=0"):

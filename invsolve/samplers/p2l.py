@@ -7,6 +7,7 @@ The authors have released no code; this follows the algorithm of the paper.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -27,7 +28,7 @@ from invsolve.samplers.codes import Gradient, check_gradient, image_likelihood, 
 class Prompted(State):
     """The code, the embedding of each row (B, *E) with the running means of its Adam, and the embedding again for observers.
 
-    `weights` are the logarithms (B, N), up to a constant, of the weights of the classes that the embedding mixes.
+    `log_weights` (B, N), up to a constant, of the classes that the embedding mixes.
     """
 
     statistics: ClassVar[tuple[str, ...]] = ("prompt",)
@@ -37,29 +38,33 @@ class Prompted(State):
     square: Tensor | None = None
     count: int = 0
     prompt: Tensor | None = None
-    weights: Tensor | None = None
+    log_weights: Tensor | None = None
+
+
+Tuning = Callable[[Prompted, Tensor], Prompted]
+"""One step of tuning: from a state and the gradient by the embedding (B, *E)."""
 
 
 @dataclass(frozen=True)
 class P2L:
     """DDIM steps on codes z, guided by y, whose prompt is tuned to y on the way; now and then the decoded estimate is fitted to y.
 
-    At each level: K steps on the embedding C of each row (on its own), by Adam; the posterior mean z0_hat given it; a DDIM
+    At each level: K steps on the embedding C of each row (on its own); the posterior mean z0_hat given it; a DDIM
     step; and down the gradient of the misfit of D(z0_hat). Every `gamma` steps z0_hat is replaced in the DDIM step by E(x), x the
     image between D(z0_hat) and y, which also brings it into the range of the encoder.
 
     Args:
         K: steps a level. The paper's: 1 for images of 512 pixels; 5 for SDXL. 0 leaves the prompt alone: latent DPS
             with range projection, for any prior, also one without condition.
-        within: where C may go. "anywhere", by Adam (the paper's). "classes": after its first step C is a mixture of the embeddings
-            in the prior's table of classes, and exponentiated gradient moves the weights (`prompts.mix`), so that what the levels
-            say of a class adds up. A network trained on some dozens of embeddings makes little of a C far from them: on the prior
-            `glyphs` this finds classes and gains by it, where Adam does not. Every step counts as much, so let `tuned` end
-            at 1 or above, below which steps say little but noise. "auto": "classes" where the prior has a table, else "anywhere".
-        class_lr: of "classes", the standard deviation over the classes of what a step adds to log w.
-        lr, lr_unit: of Adam. "absolute", the paper's 1e-4, made for 77 x 768 numbers of size 1: an entry moves by no more
-            than about lr a step, so a small embedding needs more. "rms": in units of the root mean square of an entry of the
-            prior's table of classes, or else of its null embedding; 0.01 is a fair start.
+        within: where C may go. "anywhere", by Adam (the paper's). "classes": from null its first step makes C a mixture of the
+            embeddings in the prior's table of classes, and exponentiated gradient moves the weights (`prompts.mix`), so that what
+            the levels say of a class adds up. A network trained on some dozens of embeddings makes little of a C far from them.
+            Every step counts as much, so give `tuned` a low end of 1 or above: below, steps say little but noise. "auto":
+            "classes" where the prior has a table and has been given no prompt, else "anywhere".
+        class_lr: of "classes", the standard deviation over the classes of what a step takes from log w.
+        lr, lr_unit: of Adam, hence of "anywhere", as adam, radius, penalty and spread are. "absolute", the paper's 1e-4, made for
+            77 x 768 numbers of size 1: an entry moves by no more than about lr a step, so a small embedding needs more. "rms":
+            in units of the root mean square of an entry of the prior's table of classes, or else of its null embedding.
         adam: "fresh", its running means begin anew at each level (the paper's algorithm), or "persistent".
         tuned: [low, high], the sigma/alpha within which the prompt is tuned; all, in the paper. Towards the end z_t has more to
             say than the prompt, and tuning costs as much there as anywhere.
@@ -78,8 +83,8 @@ class P2L:
 
     Projection needs a linear operator and Gaussian noise (TypeError otherwise; gamma = 0 takes any). Prompt tuning needs
     sigma_y > 0. A level costs K + 1 forward and backward passes of network and decoder, a projection one decoding, one
-    encoding and one solve. Biased as DPS is. Where the noise is high the tuned embedding is the one whose mean image fits y
-    best by least squares: neither the most likely nor a draw (which the penalty comes nearer to).
+    encoding and one solve. Biased as DPS is. Where the noise is high the tuned embedding tends to the one, or the class, whose mean
+    image fits y best by least squares: neither the most likely nor a draw (which the penalty comes nearer to).
     """
 
     K: int = 1
@@ -104,9 +109,8 @@ class P2L:
         )
         check_settings(self, **dict.fromkeys(("class_lr", "lr", "radius", "lam"), "a finite number > 0"))
         check_settings(self, **dict.fromkeys(("penalty", "spread", "zeta"), "a finite number >= 0"))
-        if self.within != "anywhere" and (self.radius is not None or self.penalty):
-            bounds = f"radius={self.radius} and penalty={self.penalty}"
-            raise ValueError(f"{bounds} bound where Adam takes the prompt, and within={self.within!r} bounds it already; take 'anywhere'")
+        if self.within == "classes":
+            self._check_mixture()
 
     def init(self, target: Any, x: Tensor) -> Prompted:
         """The code, and for each row the embedding that the prior has been given, or its null.
@@ -122,11 +126,12 @@ class P2L:
         if self.K == 0:
             return Prompted(x)
         prompts.check_tunable(prior, likelihood, self.spread)
-        if self.within == "classes" and prompts.table(prior) is None:
-            raise TypeError("within='classes' needs a prior with a table of classes, and this one has none; take 'anywhere'")
-        c = prompts.start(prior, x)
-        if self._mixes(prior):
-            return Prompted(x, embedding=c, prompt=c, weights=c.new_zeros(len(c), len(cast(Tensor, prompts.table(prior)))))
+        c, classes = prompts.start(prior, x), prompts.class_embeddings(prior)
+        if self.within == "classes":
+            prompts.check_mixable(prior)
+        if classes is not None and self.within != "anywhere" and prompts.given(prior) is None:
+            self._check_mixture()
+            return Prompted(x, embedding=c, prompt=c, log_weights=c.new_zeros(len(c), len(classes)))
         if self.lr_unit == "rms" and not bool(prompts.unit(prior) > 0):
             raise ValueError("lr_unit='rms' measures lr by the entries of the null embedding, which are all zero; take 'absolute'")
         if self.penalty and not bool((prompts.statistics(prior, c)[1] > 0).all()):
@@ -154,37 +159,52 @@ class P2L:
 
     def _tune(self, target: Any, state: Prompted, t: Level) -> Prompted:
         """K steps against the gradient of -log p(y | D(z0_hat)) + the penalty, z_t held."""
-        for count in range(self.K):
+        move = self._adam(target.prior, state) if state.log_weights is None else self._mixture(target.prior)
+        if self.adam == "fresh" and state.mean is not None:
+            state = replace(state, mean=torch.zeros_like(state.mean), square=torch.zeros_like(state.mean), count=0)
+        for _ in range(self.K):
             assert state.embedding is not None
             x0, pull = linearize_prompt(target.prior, state.x, t, state.embedding)
-            grad = pull(target.likelihood.score(x0)) * -self._sharpness(target, t)
-            state = self._mixed(target, state, grad) if state.weights is not None else self._adam(target, state, grad, count)
+            state = move(state, pull(target.likelihood.score(x0)) * -self._sharpness(target, t))
         return replace(state, prompt=state.embedding)
 
-    def _mixed(self, target: Any, state: Prompted, grad: Tensor) -> Prompted:
-        """One step on the weights of the classes."""
-        classes = cast(Tensor, prompts.table(target.prior)).to(grad)
-        c, weights = prompts.mix(classes, cast(Tensor, state.weights), grad, self.class_lr)
-        return replace(state, embedding=c, weights=weights)
+    def _mixture(self, prior: Any) -> Tuning:
+        """A step on the weights of the classes."""
 
-    def _adam(self, target: Any, state: Prompted, grad: Tensor, count: int) -> Prompted:
-        """One step of Adam, the `count`-th of this level from 0."""
-        c, mean, square = state.embedding, state.mean, state.square
-        assert c is not None and mean is not None and square is not None
-        adam = Adam(mean, square, state.count) if self.adam == "persistent" or count else Adam.start(c)
-        start, unit = prompts.start(target.prior, state.x), prompts.unit(target.prior) if self.lr_unit == "rms" else 1.0
-        if self.penalty:
-            m, variance = prompts.statistics(target.prior, start)
-            grad = grad + self.penalty * (c - m) / variance
-        moved, adam = adam_step(torch.zeros_like(c), grad, adam, self.lr)
-        c = c + unit * moved
-        if self.radius is not None:
-            length = torch.linalg.vector_norm(c - start, dim=-1, keepdim=True)
-            c = start + (c - start) * (self.radius / length.clamp_min(self.radius))
-        return replace(state, embedding=c, mean=adam.mean, square=adam.square, count=adam.count)
+        def move(state: Prompted, grad: Tensor) -> Prompted:
+            assert state.log_weights is not None
+            c, log_weights = prompts.mix(classes.to(grad), state.log_weights, grad, self.class_lr)
+            return replace(state, embedding=c, log_weights=log_weights)
 
-    def _mixes(self, prior: Any) -> bool:
-        return self.within == "classes" or (self.within == "auto" and prompts.table(prior) is not None)
+        classes = cast(Tensor, prompts.class_embeddings(prior))
+        return move
+
+    def _adam(self, prior: Any, state: Prompted) -> Tuning:
+        """A step of Adam."""
+        start, unit = prompts.start(prior, state.x), prompts.unit(prior) if self.lr_unit == "rms" else 1.0
+        m, variance = prompts.statistics(prior, start)
+
+        def move(state: Prompted, grad: Tensor) -> Prompted:
+            c, mean, square = state.embedding, state.mean, state.square
+            assert c is not None and mean is not None and square is not None
+            if self.penalty:
+                grad = grad + self.penalty * (c - m) / variance
+            moved, adam = adam_step(torch.zeros_like(c), grad, Adam(mean, square, state.count), self.lr)
+            c = c + unit * moved
+            if self.radius is not None:
+                length = torch.linalg.vector_norm(c - start, dim=-1, keepdim=True)
+                c = start + (c - start) * (self.radius / length.clamp_min(self.radius))
+            return replace(state, embedding=c, mean=adam.mean, square=adam.square, count=adam.count)
+
+        return move
+
+    def _check_mixture(self) -> None:
+        """Raises ValueError for a setting that means nothing to a mixture of classes."""
+        for name in ("adam", "radius", "penalty", "spread"):
+            if getattr(self, name) != (default := getattr(P2L, name)):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is of within='anywhere'; leave it at {default!r} for a mixture of classes"
+                )
 
     def _sharpness(self, target: Any, t: Level) -> float:
         """sigma_y^2 / (sigma_y^2 + r^2)."""
