@@ -2,7 +2,7 @@
 
     python scripts/prompt_recovery.py --json runs/prompts.json                               # as the preset has it
     python scripts/prompt_recovery.py --steps 50 --precision bf16 --json runs/tables/prompts.json  # what the README holds
-    python scripts/prompt_recovery.py K=4 zeta=0.5 --grid lr=0.01,0.03 "tuned=[1,.inf],[2,.inf]" --unseen --json runs/sweep.json
+    python scripts/prompt_recovery.py K=2 --grid class_lr=0.1,0.3 "tuned=[1,.inf],[2,.inf]" --unseen --json runs/sweep.json
 
 Per task (SR x8, a missing box) and setting of P2L, on the same measurements of glyphs that the prior has not seen: reconstruction
 with the prompt tuned from null, with null, with the true class, and with a wrong one (the next in the table, shifted by 7), all
@@ -138,13 +138,17 @@ def operator_of(task: str, shape: Sequence[int], box: int) -> Any:
     return SuperResolution(shape, factor=8) if task == "sr8" else Inpainting(shape, kind="box", size=box, seed=0)
 
 
+def wanted(setting: P2L) -> dict[str, P2L]:
+    """Prompt -> the sampler that runs with it: fixed ones, and the tuned one if the setting tunes."""
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(P2L) if f.name in TUNING}
+    fixed = replace(setting, **{**defaults, "K": 0})
+    return dict.fromkeys(REFERENCES, fixed) | ({"tuned": setting} if setting.K else {})
+
+
 def study_rows(study: Study, settings: Sequence[P2L], task: str, held: list[Row]) -> None:
     """Appends to `held` a row for each setting and each fixed prompt that has none yet."""
     for setting in settings:
-        defaults: dict[str, Any] = {f.name: f.default for f in fields(P2L) if f.name in TUNING}
-        fixed = replace(setting, **{**defaults, "K": 0})
-        wanted = [(kind, fixed) for kind in REFERENCES] + ([("tuned", setting)] if setting.K else [])
-        for prompt, sampler in wanted:
+        for prompt, sampler in wanted(setting).items():
             key = {"task": task, "prompt": prompt, "sampler": repr(sampler)}
             if any(all(row[k] == v for k, v in key.items()) for row in held):
                 continue
@@ -207,9 +211,11 @@ def readme(content: Any) -> str:
     """The README's table: PSNR with each prompt, and how often the tuned one is nearest to the true class. Raises Incomplete."""
     lines = []
     for task in TASKS:
-        found = {row["prompt"]: row for row in content["rows"] if row["task"] == task}
-        if missing := {*REFERENCES, "tuned"} - set(found):
-            raise Incomplete(f"{NAMES[task]} has not been run with the prompt: {', '.join(sorted(missing))}")
+        samplers = {prompt: repr(sampler) for prompt, sampler in wanted(preset(task, {})).items()}
+        rows = [row for row in content["rows"] if row["task"] == task]
+        found = {row["prompt"]: row for row in rows if row["sampler"] == samplers[row["prompt"]]}
+        if missing := [prompt for prompt in samplers if prompt not in found]:
+            raise Incomplete(f"{NAMES[task]} has not been run, as the preset has it, with the prompt: {', '.join(missing)}")
         shares = found["tuned"]["recovered"]
         cells = [f"{found[prompt]['psnr_mean']:.2f}" for prompt in (*REFERENCES, "tuned")]
         lines.append([NAMES[task], *cells, *(f"{100 * shares[kind]:.0f} %" for kind in ("euclid", "cosine_from_null"))])

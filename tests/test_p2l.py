@@ -18,7 +18,7 @@ from invsolve.priors import GaussianPrior, LatentPrior, LinearAutoencoder, Train
 from invsolve.priors.analytic_conditional import ConditionalGaussianPrior
 from invsolve.priors.conditional import ConditionalNetworkPrior
 from invsolve.samplers import DPS, P2L, PSLD, prompts
-from invsolve.samplers.p2l import Prompted
+from invsolve.samplers.prompts import Prompted
 from invsolve.schedules import DDPM, ScaledLinear, moves
 from operators import Identity, Matrix
 
@@ -274,7 +274,7 @@ NOISIEST = Move(Level(1e-4, 1.0), Level(1e-3, 1.0), 0, 2)
 def tuned(setting, posterior, times=1):
     state = setting.init(posterior, torch.zeros(len(posterior.likelihood.y), 4, dtype=DOUBLE))
     for _ in range(times):
-        state = setting._tune(posterior, state, NOISIEST.t)
+        state = prompts.tune(setting, posterior, state, NOISIEST.t)
     return state.embedding
 
 

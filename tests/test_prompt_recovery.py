@@ -71,8 +71,9 @@ def test_a_prompt_that_starts_at_the_true_class_and_cannot_move_is_recovered(stu
 def test_the_table_of_the_readme_needs_every_prompt(study):
     rows = []
     for task in recovery.TASKS:
-        recovery.study_rows(study, [P2L(K=1, lr=0.1, zeta=0.1)], task, rows)
+        recovery.study_rows(study, [recovery.preset(task, {}), recovery.preset(task, {"K": "2"})], task, rows)
     lines = recovery.readme({"rows": rows}).splitlines()
-    assert len(lines) == 4 and lines[2].split("|")[2:6] == [f" {row['psnr_mean']:.2f} " for row in rows[:4]]
-    with pytest.raises(recovery.Incomplete, match="box of 28 x 28 missing has not been run with the prompt: tuned"):
-        recovery.readme({"rows": rows[:-1]})
+    assert len(rows) == 10 and len(lines) == 4 and lines[2].split("|")[2:6] == [f" {row['psnr_mean']:.2f} " for row in rows[:4]]
+    of_preset = [row for row in rows if row["sampler"] != repr(recovery.preset("box", {}))]
+    with pytest.raises(recovery.Incomplete, match="box of 28 x 28 missing has not been run, as the preset has it, with the prompt: tuned"):
+        recovery.readme({"rows": of_preset})

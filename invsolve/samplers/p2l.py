@@ -7,9 +7,8 @@ The authors have released no code; this follows the algorithm of the paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,32 +16,11 @@ from torch import Tensor
 from invsolve import kernels
 from invsolve.levels import Level, Move
 from invsolve.noise import NoiseSource
-from invsolve.optimise import Adam, adam_step
-from invsolve.reverse import linearize, linearize_prompt
+from invsolve.reverse import linearize
 from invsolve.samplers import prompts
-from invsolve.samplers.base import State, check_settings
+from invsolve.samplers.base import check_settings
 from invsolve.samplers.codes import Gradient, check_gradient, image_likelihood, misfit_grad, needs_linear_gaussian
-
-
-@dataclass(frozen=True)
-class Prompted(State):
-    """The code, the embedding of each row (B, *E) with the running means of its Adam, and the embedding again for observers.
-
-    `log_weights` (B, N), up to a constant, of the classes that the embedding mixes.
-    """
-
-    statistics: ClassVar[tuple[str, ...]] = ("prompt",)
-
-    embedding: Tensor | None = None
-    mean: Tensor | None = None
-    square: Tensor | None = None
-    count: int = 0
-    prompt: Tensor | None = None
-    log_weights: Tensor | None = None
-
-
-Tuning = Callable[[Prompted, Tensor], Prompted]
-"""One step of tuning: from a state and the gradient by the embedding (B, *E)."""
+from invsolve.samplers.prompts import Prompted
 
 
 @dataclass(frozen=True)
@@ -110,7 +88,7 @@ class P2L:
         check_settings(self, **dict.fromkeys(("class_lr", "lr", "radius", "lam"), "a finite number > 0"))
         check_settings(self, **dict.fromkeys(("penalty", "spread", "zeta"), "a finite number >= 0"))
         if self.within == "classes":
-            self._check_mixture()
+            prompts.check_mixture(self)
 
     def init(self, target: Any, x: Tensor) -> Prompted:
         """The code, and for each row the embedding that the prior has been given, or its null.
@@ -125,25 +103,13 @@ class P2L:
         check_gradient(likelihood, self.gradient)
         if self.K == 0:
             return Prompted(x)
-        prompts.check_tunable(prior, likelihood, self.spread)
-        c, classes = prompts.start(prior, x), prompts.class_embeddings(prior)
-        if self.within == "classes":
-            prompts.check_mixable(prior)
-        if classes is not None and self.within != "anywhere" and prompts.given(prior) is None:
-            self._check_mixture()
-            return Prompted(x, embedding=c, prompt=c, log_weights=c.new_zeros(len(c), len(classes)))
-        if self.lr_unit == "rms" and not bool(prompts.unit(prior) > 0):
-            raise ValueError("lr_unit='rms' measures lr by the entries of the null embedding, which are all zero; take 'absolute'")
-        if self.penalty and not bool((prompts.statistics(prior, c)[1] > 0).all()):
-            raise ValueError(f"penalty={self.penalty} is divided by the variance of the embeddings, which is zero here; take radius")
-        zero = torch.zeros_like(c)
-        return Prompted(x, None, c, zero, zero, 0, c)
+        return prompts.begin(self, prior, likelihood, x)
 
     def step(self, target: Any, state: Prompted, move: Move, noise: NoiseSource) -> Prompted:
         """One move: tune the prompt, DDIM step (projected when it is due), gradient step."""
         x, t = state.x, move.t
         if self.K and self.tuned[0] <= t.ratio <= self.tuned[1]:
-            state = self._tune(target, state, t)
+            state = prompts.tune(self, target, state, t)
         prior = target.prior if state.embedding is None else target.prior.conditioned(state.embedding)
         x0, pull, _ = linearize(prior, x, t)
         x_s = kernels.ddim(x, x0, move, noise.normal(x.shape[1:]) if self.eta else None, self.eta)
@@ -156,62 +122,6 @@ class P2L:
     def result(self, state: Prompted) -> Tensor:
         """The last code."""
         return state.x
-
-    def _tune(self, target: Any, state: Prompted, t: Level) -> Prompted:
-        """K steps against the gradient of -log p(y | D(z0_hat)) + the penalty, z_t held."""
-        move = self._adam(target.prior, state) if state.log_weights is None else self._mixture(target.prior)
-        if self.adam == "fresh" and state.mean is not None:
-            state = replace(state, mean=torch.zeros_like(state.mean), square=torch.zeros_like(state.mean), count=0)
-        for _ in range(self.K):
-            assert state.embedding is not None
-            x0, pull = linearize_prompt(target.prior, state.x, t, state.embedding)
-            state = move(state, pull(target.likelihood.score(x0)) * -self._sharpness(target, t))
-        return replace(state, prompt=state.embedding)
-
-    def _mixture(self, prior: Any) -> Tuning:
-        """A step on the weights of the classes."""
-
-        def move(state: Prompted, grad: Tensor) -> Prompted:
-            assert state.log_weights is not None
-            c, log_weights = prompts.mix(classes.to(grad), state.log_weights, grad, self.class_lr)
-            return replace(state, embedding=c, log_weights=log_weights)
-
-        classes = cast(Tensor, prompts.class_embeddings(prior))
-        return move
-
-    def _adam(self, prior: Any, state: Prompted) -> Tuning:
-        """A step of Adam."""
-        start, unit = prompts.start(prior, state.x), prompts.unit(prior) if self.lr_unit == "rms" else 1.0
-        m, variance = prompts.statistics(prior, start)
-
-        def move(state: Prompted, grad: Tensor) -> Prompted:
-            c, mean, square = state.embedding, state.mean, state.square
-            assert c is not None and mean is not None and square is not None
-            if self.penalty:
-                grad = grad + self.penalty * (c - m) / variance
-            moved, adam = adam_step(torch.zeros_like(c), grad, Adam(mean, square, state.count), self.lr)
-            c = c + unit * moved
-            if self.radius is not None:
-                length = torch.linalg.vector_norm(c - start, dim=-1, keepdim=True)
-                c = start + (c - start) * (self.radius / length.clamp_min(self.radius))
-            return replace(state, embedding=c, mean=adam.mean, square=adam.square, count=adam.count)
-
-        return move
-
-    def _check_mixture(self) -> None:
-        """Raises ValueError for a setting that means nothing to a mixture of classes."""
-        for name in ("adam", "radius", "penalty", "spread"):
-            if getattr(self, name) != (default := getattr(P2L, name)):
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is of within='anywhere'; leave it at {default!r} for a mixture of classes"
-                )
-
-    def _sharpness(self, target: Any, t: Level) -> float:
-        """sigma_y^2 / (sigma_y^2 + r^2)."""
-        if self.spread == 0:
-            return 1.0
-        r = t.ratio * self.spread / math.hypot(t.ratio, self.spread)
-        return 1 / (1 + (r / image_likelihood(target).sigma) ** 2)
 
     def _project(self, target: Any, x0: Tensor, t: Level) -> Tensor:
         """E(x) of the image x between D(z0_hat) and y."""

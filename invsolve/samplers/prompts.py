@@ -1,13 +1,113 @@
-"""What tuning a prompt needs of a conditional prior: that it can be, where to start, its scale and spread, and steps among classes."""
+"""Tuning the prompt of a conditional prior to a measurement, for P2L: by Adam, or among the classes of the prior."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
+from invsolve.levels import Level
 from invsolve.likelihoods import GaussianLikelihood
+from invsolve.optimise import Adam, adam_step
+from invsolve.reverse import linearize_prompt
+from invsolve.samplers.base import State
+from invsolve.samplers.codes import image_likelihood
+
+
+@dataclass(frozen=True)
+class Prompted(State):
+    """The code, the embedding of each row (B, *E) with the running means of its Adam, and the embedding again for observers.
+
+    `log_weights` (B, N), up to a constant, of the classes that the embedding mixes.
+    """
+
+    statistics: ClassVar[tuple[str, ...]] = ("prompt",)
+
+    embedding: Tensor | None = None
+    mean: Tensor | None = None
+    square: Tensor | None = None
+    count: int = 0
+    prompt: Tensor | None = None
+    log_weights: Tensor | None = None
+
+
+Step = Callable[[Prompted, Tensor], Prompted]
+"""From a state and the gradient by its embedding (B, *E)."""
+
+
+def begin(setting: Any, prior: Any, likelihood: Any, x: Tensor) -> Prompted:
+    """The code x (B, *X), and for each row the embedding that the prior has been given, or its null.
+
+    `setting` is a P2L. Raises TypeError or ValueError if the prompt cannot be tuned so.
+    """
+    check_tunable(prior, likelihood, setting.spread)
+    c, classes = start(prior, x), class_embeddings(prior)
+    if setting.within == "classes":
+        check_mixable(prior)
+    if classes is not None and setting.within != "anywhere" and given(prior) is None:
+        check_mixture(setting)
+        return Prompted(x, embedding=c, prompt=c, log_weights=c.new_zeros(len(c), len(classes)))
+    if setting.lr_unit == "rms" and not bool(unit(prior) > 0):
+        raise ValueError("lr_unit='rms' measures lr by the entries of the null embedding, which are all zero; take 'absolute'")
+    if setting.penalty and not bool((statistics(prior, c)[1] > 0).all()):
+        raise ValueError(f"penalty={setting.penalty} is divided by the variance of the embeddings, which is zero here; take radius")
+    zero = torch.zeros_like(c)
+    return Prompted(x, None, c, zero, zero, 0, c)
+
+
+def tune(setting: Any, target: Any, state: Prompted, t: Level) -> Prompted:
+    """K steps against the gradient of -log p(y | D(z0_hat)) + the penalty, z_t held; `setting` is a P2L."""
+    step = _adam(setting, target.prior, state.x) if state.log_weights is None else _mixture(setting, target.prior)
+    if setting.adam == "fresh" and state.mean is not None:
+        state = replace(state, mean=torch.zeros_like(state.mean), square=torch.zeros_like(state.mean), count=0)
+    for _ in range(setting.K):
+        assert state.embedding is not None
+        x0, pull = linearize_prompt(target.prior, state.x, t, state.embedding)
+        state = step(state, pull(target.likelihood.score(x0)) * -_sharpness(setting.spread, target, t))
+    return replace(state, prompt=state.embedding)
+
+
+def _mixture(setting: Any, prior: Any) -> Step:
+    """A step on the weights of the classes."""
+
+    def step(state: Prompted, grad: Tensor) -> Prompted:
+        c, log_weights = mix(classes.to(grad), cast(Tensor, state.log_weights), grad, setting.class_lr)
+        return replace(state, embedding=c, log_weights=log_weights)
+
+    classes = cast(Tensor, class_embeddings(prior))
+    return step
+
+
+def _adam(setting: Any, prior: Any, x: Tensor) -> Step:
+    """A step of Adam."""
+    begun, scale = start(prior, x), unit(prior) if setting.lr_unit == "rms" else 1.0
+    m, variance = statistics(prior, begun)
+
+    def step(state: Prompted, grad: Tensor) -> Prompted:
+        c, mean, square = state.embedding, state.mean, state.square
+        assert c is not None and mean is not None and square is not None
+        if setting.penalty:
+            grad = grad + setting.penalty * (c - m) / variance
+        moved, adam = adam_step(torch.zeros_like(c), grad, Adam(mean, square, state.count), setting.lr)
+        c = c + scale * moved
+        if setting.radius is not None:
+            length = torch.linalg.vector_norm(c - begun, dim=-1, keepdim=True)
+            c = begun + (c - begun) * (setting.radius / length.clamp_min(setting.radius))
+        return replace(state, embedding=c, mean=adam.mean, square=adam.square, count=adam.count)
+
+    return step
+
+
+def _sharpness(spread: float, target: Any, t: Level) -> float:
+    """sigma_y^2 / (sigma_y^2 + r^2)."""
+    if spread == 0:
+        return 1.0
+    r = t.ratio * spread / math.hypot(t.ratio, spread)
+    return 1 / (1 + (r / image_likelihood(target).sigma) ** 2)
 
 
 def mix(classes: Tensor, log_weights: Tensor, grad: Tensor, lr: float) -> tuple[Tensor, Tensor]:
@@ -23,8 +123,8 @@ def mix(classes: Tensor, log_weights: Tensor, grad: Tensor, lr: float) -> tuple[
     slopes = grad.flatten(1) @ (classes - classes.mean(0)).flatten(1).mT
     # Scaled by the largest first, so that squares neither vanish nor overflow; where nothing is said, nothing moves.
     largest = slopes.abs().amax(1, keepdim=True)
-    slopes = torch.where(largest > 0, slopes / largest, 0.0)
-    size = torch.where(largest > 0, slopes.square().mean(1, keepdim=True).sqrt(), 1.0)
+    slopes = torch.where(largest == 0, 0.0, slopes / largest)
+    size = torch.where(largest == 0, 1.0, slopes.square().mean(1, keepdim=True).sqrt())
     log_weights = torch.sub(log_weights, slopes / size, alpha=lr)
     return torch.einsum("bn,n...->b...", log_weights.softmax(1), classes), log_weights
 
@@ -48,6 +148,13 @@ def check_mixable(prior: Any) -> None:
         raise TypeError("within='classes' needs a prior with a table of classes, and this one has none; take 'anywhere'")
     if given(prior) is not None:
         raise ValueError("within='classes' starts from null, and the prior has been given a prompt; take 'anywhere', which starts there")
+
+
+def check_mixture(setting: Any) -> None:
+    """Raises ValueError for a setting of P2L that means nothing to a mixture of classes."""
+    for name in ("adam", "radius", "penalty", "spread"):
+        if (value := getattr(setting, name)) != (default := getattr(type(setting), name)):
+            raise ValueError(f"{name}={value!r} is of within='anywhere'; leave it at {default!r} for a mixture of classes")
 
 
 def start(prior: Any, x: Tensor) -> Tensor:
