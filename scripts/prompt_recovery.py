@@ -41,7 +41,7 @@ PRESETS = {"sr8": "glyph_sr4", "box": "glyph_inpaint_p2l"}
 TASKS = tuple(PRESETS)
 NAMES = {"sr8": "super-resolution x8", "box": "box of 28 x 28 missing"}
 REFERENCES = ("null", "true", "wrong")
-TUNING = ("K", "within", "class_lr", "lr", "lr_unit", "adam", "tuned", "radius", "penalty", "spread")
+TUNING = ("K", "within", "class_lr", "lr", "lr_unit", "adam", "tuned", "rehearsals", "radius", "penalty", "spread")
 """Settings of P2L that do not matter with K = 0, so that runs with a fixed prompt are shared between them."""
 
 

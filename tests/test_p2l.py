@@ -1,6 +1,7 @@
 """P2L: the embedding's gradient and Adam against closed forms, the range projection, its limits, penalties, rows, refusals."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -161,6 +162,34 @@ def test_tuning_among_classes_finds_the_class():
     sample(P2L(within="classes", tuned=(2.0, math.inf), zeta=0.1), posterior, SCHEDULE, progress=False, observe=watch)
     found = float((torch.cdist(watch.prompts, CLASSES).argmin(1) == labels).double().mean())
     assert found > least_squares - 3 * math.sqrt(least_squares * (1 - least_squares) / rows) > 0.6
+
+
+def test_a_rehearsal_hands_on_its_prompt_and_nothing_else():
+    posterior, schedule = codes(rows=3, prior=WithClasses), DDPM(steps=24)
+    path, planned = moves(schedule), REHEARSED.plan(schedule)
+    noisy = [move for move in path if move.t.ratio >= 1]
+    assert [(m.t, m.s) for m in planned[-24:]] == [(m.t, m.s) for m in path] and len(planned) == 24 + 2 * (len(noisy) - 1)
+    assert [m.index for m in planned] == list(range(len(planned))) and sum(m.last for m in planned) == 1
+    assert replace(REHEARSED, K=0).plan(schedule) == replace(REHEARSED, rehearsals=0).plan(schedule)
+    top = planned[-24]
+    state = REHEARSED.step(posterior, REHEARSED.init(posterior, X), planned[0], GivenNoise())
+    z = randn(3, 4, seed=31)
+    found = REHEARSED.step(posterior, state, top, GivenNoise(z))
+    expected = REHEARSED.step(posterior, replace(state, x=z * top.t.sigma), Move(top.t, top.s, top.index, top.total), GivenNoise())
+    assert torch.equal(found.x, expected.x) and torch.equal(found.embedding, expected.embedding)
+    assert float((state.embedding - tensor([0.1, 0.2])).abs().max()) > 0.1
+
+
+def test_rehearsals_change_no_law_where_the_prompt_stands_still():
+    """The first iterate of the schedule has the law that it has without them."""
+    posterior = problem(sigma=0.5)
+    still = P2L(K=1, lr=1e-14, zeta=0.01, gradient="squared")
+    draws = [sample(replace(still, rehearsals=k), posterior, DDPM(steps=24), n=600, progress=False).flatten(2)[0] for k in (0, 1)]
+    a, b = (d @ W for d in draws)
+    spread = a.std(0)
+    assert float(((a.mean(0) - b.mean(0)) / spread).abs().max()) < 4 * (2 / 600) ** 0.5
+    assert float((b.std(0) / spread).log().abs().max()) < 4 / 600**0.5
+    assert not torch.equal(a, b)
 
 
 def test_auto_is_classes_where_there_is_a_table_and_no_prompt_and_anywhere_else():
@@ -390,11 +419,13 @@ SETTINGS = [
 
 
 MIXED = P2L(K=2, within="classes", zeta=0.3)
+REHEARSED = P2L(K=1, within="classes", rehearsals=2, tuned=(1.0, math.inf), zeta=0.3)
 
 
-@pytest.mark.parametrize(
-    ("setting", "prior"), [*((s, ConditionalGaussianPrior) for s in SETTINGS), (SETTINGS[1], WithClasses), (MIXED, WithClasses)], ids=str
-)
+ROWS = [*((setting, ConditionalGaussianPrior) for setting in SETTINGS), *((s, WithClasses) for s in (SETTINGS[1], MIXED, REHEARSED))]
+
+
+@pytest.mark.parametrize(("setting", "prior"), ROWS, ids=str)
 def test_a_batch_equals_single_runs_and_a_resumed_one(setting, prior, tmp_path):
     posterior = problem(rows=3, prior=prior)
     together = sample(setting, posterior, SCHEDULE, n=2, progress=False)
@@ -437,6 +468,7 @@ def test_refusals():
     for options, message in (
         ({"K": -1}, "K=-1; a whole number >= 0"),
         ({"gamma": 1.5}, r"gamma=1\.5; a whole number >= 0"),
+        ({"rehearsals": -1}, "rehearsals=-1; a whole number >= 0"),
         ({"lr": 0.0}, r"lr=0\.0; a finite number > 0"),
         ({"lam": 0.0}, r"lam=0\.0; a finite number > 0"),
         ({"radius": -1.0}, r"radius=-1\.0; a finite number > 0"),

@@ -25,7 +25,16 @@ def test_nearest_classes():
 
 
 def test_settings_of_the_preset_and_of_the_command_line():
-    common = {"K": 1, "within": "auto", "lr": 0.01, "lr_unit": "rms", "tuned": (2.0, float("inf")), "lam": None, "eta": 1.0}
+    common = {
+        "K": 1,
+        "within": "auto",
+        "lr": 0.01,
+        "lr_unit": "rms",
+        "tuned": (2.0, float("inf")),
+        "rehearsals": 1,
+        "lam": None,
+        "eta": 1.0,
+    }
     assert recovery.preset("sr8", {}) == P2L(**common, zeta=4.0) and recovery.preset("box", {}) == P2L(**common, zeta=1.0)
     found = recovery.preset("box", {"K": "2", "tuned": "[0.5, .inf]", "zeta": "3"})
     assert (found.K, found.tuned, found.zeta) == (2, (0.5, float("inf")), 3.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,11 @@ from invsolve.samplers import prompts
 from invsolve.samplers.base import check_settings
 from invsolve.samplers.codes import Gradient, check_gradient, image_likelihood, misfit_grad, needs_linear_gaussian
 from invsolve.samplers.prompts import Prompted
+from invsolve.schedules import moves
+
+
+class Anew(Move):
+    """A move from the top of the schedule, before which the code is drawn anew unless it is the first of all."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class P2L:
         adam: "fresh", its running means begin anew at each level (the paper's algorithm), or "persistent".
         tuned: [low, high], the sigma/alpha within which the prompt is tuned; all, in the paper. Towards the end z_t has more to
             say than the prompt, and tuning costs as much there as anywhere.
+        rehearsals: how many times the levels down to tuned[0] are walked beforehand, for the prompt alone: the code then starts from new
+            noise. What a code becomes is settled where noise is high, before a prompt tuned on the way is of use. 0 is the paper's.
         radius: None, or how far each token (vector along the last axis of C) may go from where it began.
         penalty: kappa: C has the prior N(m, S)^kappa, with the mean and (per entry) the variance of the prior's table of
             classes; without a table those of the start: itself, and the mean square of its entries.
@@ -72,6 +80,7 @@ class P2L:
     lr_unit: Literal["absolute", "rms"] = "absolute"
     adam: Literal["fresh", "persistent"] = "fresh"
     tuned: tuple[float, float] = (0.0, math.inf)
+    rehearsals: int = 0
     radius: float | None = None
     penalty: float = 0.0
     spread: float = 0.0
@@ -82,13 +91,19 @@ class P2L:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        check_settings(
-            self, K="a whole number >= 0", gamma="a whole number >= 0", tuned="an interval (low, high)", eta="a number in [0, 1]"
-        )
+        check_settings(self, **dict.fromkeys(("K", "rehearsals", "gamma"), "a whole number >= 0"))
+        check_settings(self, tuned="an interval (low, high)", eta="a number in [0, 1]")
         check_settings(self, **dict.fromkeys(("class_lr", "lr", "radius", "lam"), "a finite number > 0"))
         check_settings(self, **dict.fromkeys(("penalty", "spread", "zeta"), "a finite number >= 0"))
         if self.within == "classes":
             prompts.check_mixture(self)
+
+    def plan(self, schedule: Any) -> list[Move]:
+        """The moves of the rehearsals, and those of the schedule."""
+        path = moves(schedule)
+        noisy = [move.t for move in path if self.K and move.t.ratio >= self.tuned[0]]
+        pairs = [*pairwise(noisy)] * self.rehearsals + [(move.t, move.s) for move in path]
+        return [(Anew if t == path[0].t else Move)(t, s, k, len(pairs)) for k, (t, s) in enumerate(pairs)]
 
     def init(self, target: Any, x: Tensor) -> Prompted:
         """The code, and for each row the embedding that the prior has been given, or its null.
@@ -107,7 +122,10 @@ class P2L:
 
     def step(self, target: Any, state: Prompted, move: Move, noise: NoiseSource) -> Prompted:
         """One move: tune the prompt, DDIM step (projected when it is due), gradient step."""
-        x, t = state.x, move.t
+        t = move.t
+        if isinstance(move, Anew) and move.index:
+            state = replace(state, x=noise.normal(state.x.shape[1:]) * t.sigma)
+        x = state.x
         if self.K and self.tuned[0] <= t.ratio <= self.tuned[1]:
             state = prompts.tune(self, target, state, t)
         prior = target.prior if state.embedding is None else target.prior.conditioned(state.embedding)
