@@ -449,5 +449,9 @@ def test_what_is_fetched_of_a_hub_model(monkeypatch, folder):
 def test_a_table_of_classes_is_checked():
     with pytest.raises(ValueError, match="two classes have the same name"):
         ClassEmbedder(torch.zeros(3, 1, 4), ["a", "a"])
+    digits = ClassEmbedder(torch.arange(4.0)[:, None, None].expand(4, 1, 2), ["2", "1", "x"])
+    with pytest.raises(ValueError, match="prompt=2 is the index of class 'x', and the name of another; write 'x' or '2'"):
+        digits(2)
+    assert [float(digits(p)[0, 0]) for p in (0, 1, "2", "1")] == [0.0, 1.0, 0.0, 1.0]
     with pytest.raises(ValueError, match=r"embeddings of shape \(3, 4\) for 2 classes"):
         ClassEmbedder(torch.zeros(3, 4), ["a", "b"])

@@ -77,16 +77,19 @@ class ClassEmbedder:
         return self.table[-1]
 
     def __call__(self, prompt: Any) -> Tensor:
-        """(tokens, width) of a class by its name, or by its index. Raises ValueError for an unknown one."""
+        """(tokens, width) of a class by its name, or by its index. Raises ValueError for an unknown one, or if both may be meant."""
         if isinstance(prompt, str):
             if prompt not in self.names:
-                few = ", ".join(self.names[:12]) + (", ..." if len(self.names) > 12 else "")
+                few = ", ".join(self.names[:100]) + (", ..." if len(self.names) > 100 else "")
                 raise ValueError(f"prompt={prompt!r} is no class of this prior; there are {len(self.names)}: {few or 'none'}")
             return self.table[self.names.index(prompt)]
         if isinstance(prompt, bool) or not isinstance(prompt, int):
             raise TypeError(f"prompt={prompt!r}; the name of a class, or its index, is needed")
         if not 0 <= prompt < len(self.names):
             raise ValueError(f"prompt={prompt}; the index of a class, 0 to {len(self.names) - 1}, is needed")
+        if self.names[prompt] != str(prompt) and str(prompt) in self.names:
+            name = self.names[prompt]
+            raise ValueError(f"prompt={prompt} is the index of class {name!r}, and the name of another; write {name!r} or {str(prompt)!r}")
         return self.table[prompt]
 
     def to(self, device: torch.device | str) -> ClassEmbedder:
