@@ -144,7 +144,8 @@ def _find(name: str, allow_download: bool) -> Path:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise FileNotFoundError(f"{name} is no folder and could not be fetched from the hub: {reason}") from error
         raise FileNotFoundError(
-            f"{name} is no folder and not in the local hub cache; pass allow_download=True (in a run prior.allow_download=true) to fetch it{hint}"
+            f"{name} is no folder and not in the local hub cache; pass allow_download=True (in a run prior.allow_download=true) "
+            f"to fetch it{hint}"
         ) from error
 
 
