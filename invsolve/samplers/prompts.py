@@ -85,7 +85,7 @@ def _mixture(setting: Any, prior: Any) -> Step:
 def _adam(setting: Any, prior: Any, x: Tensor) -> Step:
     """A step of Adam."""
     begun, scale = start(prior, x), unit(prior) if setting.lr_unit == "rms" else 1.0
-    m, variance = statistics(prior, begun)
+    m, variance = statistics(prior, begun) if setting.penalty else (begun, begun)
 
     def step(state: Prompted, grad: Tensor) -> Prompted:
         c, mean, square = state.embedding, state.mean, state.square
