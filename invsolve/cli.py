@@ -36,7 +36,8 @@ examples:
   invsolve calibrate sampler=dps operator=inpainting
                                                     whether a sampler's error bars are right, and what is wrong
 
-Running a command again continues it: finished images are skipped.
+Running a command again continues it: finished images are skipped. score, compare, report and show only read, and execute nothing
+that a folder names; run and eval, also of a stored FOLDER/config.yaml, execute the file of its custom operator.
 """
 
 _RUN_HELP = """\

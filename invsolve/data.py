@@ -10,6 +10,7 @@ import hashlib
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -182,7 +183,7 @@ class Measurement:
                 raise ConfigError(f"data.measurement = {self.measurement}: no such file")
             y, stored = _read_measurement(path)
             _finite_numbers(y, path)
-            return [Item(usable(self.id or stored or path.stem, "data.id"), path, self.image_shape, True, lambda: y)]
+            return [Item(usable(self.id or stored or path.stem, "data.id"), path, self.image_shape, True, partial(_load, path))]
         if self.id is not None:
             raise ConfigError(f"data.id = {self.id!r}: names one result, but data.measurement = {self.measurement} may be many files")
         items = [self._item(file) for file in find_files(self.measurement, _MEASUREMENTS, "data.measurement")]
@@ -190,16 +191,18 @@ class Measurement:
         return items
 
     def _item(self, path: Path) -> Item:
-        def load() -> Array:
-            y = _read_measurement(path)[0]
-            _finite_numbers(y, path)
-            return y
-
+        load = partial(_load, path)
         try:
             stored = _stored_id(path) if path.suffix == ".npz" else None
         except ConfigError as error:
             return Item(path.stem, path, self.image_shape, True, load, problem=str(error))
         return Item(stored or path.stem, path, self.image_shape, True, load)
+
+
+def _load(path: Path) -> Array:
+    y = _read_measurement(path)[0]
+    _finite_numbers(y, path)
+    return y
 
 
 def _finite_numbers(y: Array, path: Path) -> None:

@@ -57,12 +57,12 @@ def usable(id: str, what: str = "id") -> str:
 
 
 def file_name(id: str) -> str:
-    """The id, or where it is none that `usable` takes, a name for what failed: what can be kept of it, and a checksum."""
+    """The id, or where it is none that `usable` takes, a name for what failed: a checksum, and what can be kept of it."""
     if not fault(id):
         return id
     kept = re.sub(r"[^\w.-]", "_", id, flags=re.ASCII)[:40].strip("._-")
     digest = hashlib.sha256(id.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{kept or 'unnamed'}-{digest}"
+    return f"{digest}-{kept or 'unnamed'}"
 
 
 def checked(items: Iterable[Any], where: str) -> list[Any]:
