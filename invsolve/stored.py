@@ -94,8 +94,20 @@ def read_record(path: Path) -> dict[str, Any] | None:
         held = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         return None
-    known = isinstance(held, dict) and isinstance(held.get("id"), str) and ids.file_name(held["id"]) == path.stem
-    return dict(held) if known and ("failed" in held or "rows" in held) else None
+    if not isinstance(held, dict) or not isinstance(held.get("id"), str) or ids.file_name(held["id"]) != path.stem:
+        return None
+    # What was sampled has an id that is a file's name; what failed may have failed for that.
+    whole = "rows" in held and not ids.fault(held["id"]) and _are_rows(held["rows"])
+    facts = all(isinstance(held.get(key, {}), dict) for key in ("facts", "trace", "files", "run"))
+    return dict(held) if facts and (whole or ("rows" not in held and isinstance(held.get("failed"), str))) else None
+
+
+def _are_rows(rows: Any) -> bool:
+    """Whether these are lists of (sample, metric, number as text)."""
+    try:
+        return all(isinstance(sample, str) and isinstance(metric, str) and float(value) is not None for sample, metric, value in rows)
+    except (TypeError, ValueError):
+        return False
 
 
 def is_whole(file: Path, record: Mapping[str, Any], thorough: bool = True) -> bool:

@@ -62,7 +62,8 @@ def report(run: str | Path, lpips: str = "auto", images: int = 100, trust: bool 
     page = _page(stored, scores, {id: records[id] for id in finished}, shown)
     failed = {id: str(record["failed"]) for id, record in records.items() if "failed" in record}
     # An image that no process came to (a full disk) has no record; the manifest knows how many there should be.
-    total = max(int(read_manifest(folder).get("expected") or 0), len(finished) + len(failed))
+    expected = read_manifest(folder).get("expected")
+    total = max(expected if isinstance(expected, int) else 0, len(finished) + len(failed))
     text = _environment().get_template(_TEMPLATE).render(page, identity=identity, failed=failed, total=total)
     with replacing(folder / FILE) as path:
         path.write_text(text, encoding="utf-8")

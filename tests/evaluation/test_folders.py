@@ -133,9 +133,26 @@ def test_a_record_that_names_another_place_is_none(work, prior):
     quiet(few("out=foreign"), prior)
     shutil.copy(work / "foreign/arrays/i00.npz", work / "secret.npz")
     held = json.loads((work / "foreign/records/i00.json").read_text())
-    (work / "foreign/records/x.json").write_text(json.dumps(held | {"id": "../../secret"}))
+    for name in ("x", ids.file_name("../secret"), ids.file_name("../../secret")):
+        for id in ("../secret", "../../secret"):
+            (work / f"foreign/records/{name}.json").write_text(json.dumps(held | {"id": id}))
+            assert score("foreign", "none").ids == ["i00", "i01"]
+    shutil.copy(work / "secret.npz", work / "foreign/secret.npz")
     assert score("foreign", "none").ids == ["i00", "i01"]
     assert "secret" not in report("foreign", "none").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rows": 5}, {"rows": [[1]]}, {"rows": [["0", "psnr", "x"]]}, {"facts": [1]}, {"id": 3}, {"failed": {}, "rows": None}, {"bytes": "x"}],
+)
+def test_a_record_that_is_none_is_left_out_and_its_image_sampled_again(work, prior, change):
+    quiet(few("out=run"), prior)
+    path = work / "run/records/i00.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert score("run", "none").ids == ["i01"]
+    assert report("run", "none").is_file()
+    assert quiet(few("out=run"), prior).sampled == ["i00"]
 
 
 def test_records_of_another_configuration_are_refused_and_old_ones_read(work, prior):
