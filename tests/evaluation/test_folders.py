@@ -195,8 +195,12 @@ def test_every_file_that_decides_a_result_is_remembered(work, prior):
     }
     text = (work / "small.yaml").read_text()
     for place, (what, operator) in enumerate(operators.items()):
+        lot = work / f"lot{place}"
+        lot.mkdir()
+        for name in ("i00.png", "i01.png"):
+            shutil.copy(work / "photos" / name, lot)
         (work / "c.yaml").write_text(text.replace("{name: gaussian_blur, std: 1}", operator))
-        overrides = ["data.indices=0-1", f"out=run{place}"]
+        overrides = [f"data.root=lot{place}", f"out=run{place}"]
         assert quiet(load("c.yaml", overrides), prior).sampled == ["i00", "i01"]
         assert quiet(load("c.yaml", overrides), prior).skipped == ["i00", "i01"]
         name = what.partition(" ")[0]
@@ -208,9 +212,11 @@ def test_every_file_that_decides_a_result_is_remembered(work, prior):
             file.write_text(MINE + "\n")
         else:
             save_mask(file, 6)
-        for more in ("data.indices=0-1", "data.indices=0-2"):
+        for more in ((), ("i02.png",)):  # nothing to sample, and something
+            for added in more:
+                shutil.copy(work / "photos" / added, lot)
             with pytest.raises(ConfigError) as refusal:
-                quiet(load("c.yaml", [*overrides, more]), prior)
+                quiet(load("c.yaml", overrides), prior)
             assert what in str(refusal.value) and "has changed since" in str(refusal.value)
         if name != "mine.py":  # which is not executed, and so not looked at
             with pytest.raises(ConfigError, match="has changed since"):
@@ -218,7 +224,7 @@ def test_every_file_that_decides_a_result_is_remembered(work, prior):
         file.write_bytes(before)
         if name == "masks":  # a mask of another image is no file of those that are finished
             save_mask("masks/i02.png", 6)
-        assert quiet(load("c.yaml", [*overrides, "data.indices=0-2"]), prior).sampled == ["i02"]
+        assert quiet(load("c.yaml", overrides), prior).sampled == ["i02"]
 
 
 def test_an_input_that_changes_while_it_is_read_fails_and_is_never_recorded_as_another(work, prior, monkeypatch):
@@ -233,10 +239,10 @@ def test_an_input_that_changes_while_it_is_read_fails_and_is_never_recorded_as_a
         return found
 
     calls = []
-    monkeypatch.setattr(type(config.sections["data"].build()), "read", read)
-    result = quiet(config, prior)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(config.sections["data"].build()), "read", read)
+        result = quiet(config, prior)
     assert result.sampled == ["i01"] and "changed while it was read" in result.failed["i00"]
-    monkeypatch.undo()
     import hashlib
 
     assert quiet(few("out=run"), prior).sampled == ["i00"]

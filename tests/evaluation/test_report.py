@@ -296,7 +296,8 @@ def test_images_without_a_record_are_counted_and_infinity_is_a_number(tmp_path, 
     with np.load(run / "arrays/a.npz") as stored:
         held = dict(stored)
     np.savez(run / "arrays/a.npz", **held | {"mean": held["x"]})
-    record = json.loads((run / "records/a.json").read_text()) | {"bytes": (run / "arrays/a.npz").stat().st_size}
+    kept = (run / "arrays/a.npz").read_bytes()
+    record = json.loads((run / "records/a.json").read_text()) | {"bytes": len(kept), "sha256": hashlib.sha256(kept).hexdigest()}
     (run / "records/a.json").write_text(json.dumps(record))
     page = Page(report(run, "none"))
     assert "2 of 5 images, 2 samples each · 1 failed · 2 not sampled" in page.text
