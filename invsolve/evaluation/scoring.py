@@ -172,9 +172,11 @@ def _of_image(
     """The scores of one image by (estimator, metric)."""
     samples, mean = arrays["samples"], arrays["mean"]
     residual = stored.residuals(operator, arrays["y"], id)
-    chi2 = [found**2 for k, one in enumerate(samples) if (found := residual(str(k), one)) is not None]
+    misfits = [residual(str(k), one) for k, one in enumerate(samples)]
+    chi2 = [value**2 for value in misfits if value is not None]
     of_samples = {"chi2": chi2} if chi2 else {}
-    of_mean = {} if (found := residual("mean", mean)) is None else {"chi2": found**2}
+    misfit = residual("mean", mean)
+    of_mean = {} if misfit is None else {"chi2": misfit**2}
     if "x" in arrays:
         x = arrays["x"]
         found = [_against(one, x, perceptual) for one in _aligned(operator, arrays)]
