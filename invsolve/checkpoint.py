@@ -7,6 +7,7 @@ import os
 import pickle
 import uuid
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,20 +79,27 @@ def fingerprint(
     }
 
 
+class Unusable(ValueError):
+    """A checkpoint that is damaged, or of another run."""
+
+
 def _read(path: Path) -> dict[str, Any]:
+    unreadable = f"{path} is not a checkpoint that can be read; delete it to start anew"
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a checkpoint that can be read; delete it to start anew")
+        raise Unusable(unreadable)
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a checkpoint that can be read; delete it to start anew") from error
-    return dict(held)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise Unusable(unreadable) from error
+    if not isinstance(held, dict) or not {"identity", "chunk", "finished", "running"} <= set(held):
+        raise Unusable(unreadable)
+    return held
 
 
 class Checkpoint:
     """One file with the finished chunks of a run and the state of the running one, replaced atomically.
 
-    Raises ValueError if the file belongs to another run (and names what differs); it is never overwritten then.
+    Raises Unusable if the file belongs to another run (and names what differs); it is never overwritten then.
     """
 
     def __init__(self, path: str | Path, identity: dict[str, str], every: int, chunk: int):
@@ -101,7 +109,7 @@ class Checkpoint:
             held = _read(self.path)
             differing = [k for k, v in identity.items() if held.get("identity", {}).get(k) != v]
             if differing:
-                raise ValueError(f"{self.path} belongs to another run: {', '.join(differing)} differ; choose another file or delete it")
+                raise Unusable(f"{self.path} belongs to another run: {', '.join(differing)} differ; choose another file or delete it")
             self.content = held
 
     @property

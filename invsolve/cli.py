@@ -36,7 +36,8 @@ examples:
   invsolve calibrate sampler=dps operator=inpainting
                                                     whether a sampler's error bars are right, and what is wrong
 
-Running a command again continues it: finished images are skipped.
+Running a command again continues it: finished images are skipped. score, compare, report and show only read, and execute nothing
+that a folder names; run and eval, also of a stored FOLDER/config.yaml, execute the file of its custom operator.
 """
 
 _RUN_HELP = """\
@@ -87,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (*shown, ("eval", "as run, of many images on the devices that trainer.devices and trainer.num_nodes name")):
         command = commands.add_parser(name, help=text, description=text, epilog=_RUN_HELP, formatter_class=formatter)
         command.add_argument("name", help="a preset (see `invsolve list run`) or the path of a YAML file")
+        if name == "show":
+            trust = "execute the file of a custom operator, to know its keys, and look up ${...} in a config.yaml"
+            command.add_argument("--trust", action="store_true", help=trust)
         # Everything that follows, so that the likes of -m and ~key reach the sentence that explains them.
         command.add_argument("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="changes to the configuration")
     for name, text, epilog in (*operator_cli.HELP, calibrate_cli.HELP):
@@ -108,6 +112,8 @@ def _add_scoring(commands: Any) -> None:
         command.add_argument("runs", nargs=1 if name == "score" else "+", metavar="RUN", help="the folder of a run")
         nets = ("auto", "alex", "vgg", "squeeze", "none")
         command.add_argument("--lpips", choices=nets, default="auto", help="backbone of LPIPS, from local weights; auto: one that is there")
+        trust = "execute the code of a custom operator that the run names, which only reading it never does"
+        command.add_argument("--trust", action="store_true", help=trust)
         if name == "score":
             text = "also FID and KID against the images of a folder, by Inception's local weights"
             command.add_argument("--fid", default=None, metavar="FOLDER", help=text)
@@ -116,12 +122,13 @@ def _add_scoring(commands: Any) -> None:
         if name == "compare":
             command.add_argument("--of", choices=("one", "mean", "best"), default="mean", help="one sample, the mean, or the best (oracle)")
             command.add_argument("--out", default=None, metavar="FILE", help="also write FILE.md, FILE.tex and FILE.csv")
+            command.add_argument("--overwrite", action="store_true", help="replace the files of --out if they exist")
 
 
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "list":
         return _list(options.group, options.all)
-    for flag in ("debug", "overwrite"):
+    for flag in ("debug", "overwrite", "trust"):
         if hasattr(options, flag) and f"--{flag}" in getattr(options, "overrides", ()):
             setattr(options, flag, True)
             options.overrides.remove(f"--{flag}")
@@ -135,7 +142,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         return _tables(options)
     from invsolve.config import load, show
 
-    config = load(options.name, options.overrides)
+    config = load(options.name, options.overrides, trust=getattr(options, "trust", True))
     if options.command == "show":
         print(show(config), end="")
         return 0
@@ -156,17 +163,20 @@ def _dispatch(options: argparse.Namespace) -> int:
 def _tables(options: argparse.Namespace) -> int:
     """Prints the tables of runs, and writes them; or writes their reports."""
     from invsolve.evaluation import compare, report, score
+    from invsolve.evaluation.formats import refuse_existing
 
     if options.command == "report":
         for run in options.runs:
-            print(report(run, options.lpips, options.images))
+            print(report(run, options.lpips, options.images, options.trust))
         return 0
     if options.command == "score":
-        print(score(options.runs[0], options.lpips, options.fid).markdown(), end="")
+        print(score(options.runs[0], options.lpips, options.fid, trust=options.trust).markdown(), end="")
         return 0
-    table = compare(options.runs, options.of, options.lpips)
     if options.out:
-        table.write(options.out)
+        refuse_existing(options.out, options.overwrite)
+    table = compare(options.runs, options.of, options.lpips, options.trust)
+    if options.out:
+        table.write(options.out, options.overwrite)
     print(table.markdown(), end="")
     return 0
 

@@ -9,7 +9,6 @@ schedule where it names none, come from the sampler's file for the operator at h
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -21,10 +20,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from invsolve import presets, schema, tables
+from invsolve import ids, presets, schema, tables
 from invsolve.resources import resource
+from invsolve.sameness import difference, identity, literally
 from invsolve.schema import ConfigError
 from invsolve.settings import Settings, TrainerSettings, shard_of
+from operators.trust import code_is_refused, without_code
 
 __all__ = [
     "Component",
@@ -36,7 +37,6 @@ __all__ = [
     "difference",
     "identity",
     "load",
-    "load_run",
     "show",
 ]
 
@@ -49,10 +49,6 @@ _INJECTED = {
 }
 # What every data section takes beside the arguments of its class.
 _SHARD = {"shard": schema.Field(str | None, None)}
-
-
-# Settings that change how fast or where a result is computed, or what is shown meanwhile, but not which run it is.
-_IMMATERIAL = ("device", "out", "batch", "memory_gb", "checkpoint_every", "progress", "prior.checkpointing", "data.shard")
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,12 @@ class Config:
         """The items of the data section; of its shard i/n every n-th, from the i-th on. Raises ConfigError."""
         data = self.sections["data"]
         first, step = shard_of(data.values.get("shard"))
-        return data.build().items()[first::step]
+        found = data.build().items()
+        if set("*?[") & set(str(data.values.get("root", data.values.get("measurement")))):
+            # A glob may match what this very run has written.
+            out = Path(str(self.settings.out)).expanduser().resolve()
+            found = [item for item in found if not item.path.resolve().is_relative_to(out)]
+        return ids.checked(found, f"data {data.name}")[first::step]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dicts, lists and scalars, which `load` reads back to the same configuration."""
@@ -102,16 +103,20 @@ class Config:
         return {key: _plain(value) for key, value in plain.items()}
 
 
-def load(name: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load(name: str | Path, overrides: Sequence[str] = (), trust: bool = True) -> Config:
     """The configuration of a preset (a name in configs/run) or of a YAML file, changed by ``key=value`` overrides.
 
     ``sampler=daps`` picks another component (the keys of the previous one are dropped), ``sampler.zeta=0.5`` sets a value.
     Components are picked before values are set, whatever the order; ``data.measurement=FILE`` alone picks the stored
-    measurement in place of the images. Where neither the file nor an override names a schedule, it is the sampler's. Raises
+    measurement in place of the images. Where neither the file nor an override names a schedule, it is the sampler's. Without
+    ``trust`` no file of a custom operator is imported, and of a config.yaml, as runs write it, no ${...} is looked up. Raises
     ConfigError.
     """
+    if not trust:
+        with without_code():
+            return load(name, overrides)
     path = _find(str(name))
-    tree = _read(path)
+    tree = literally(_read(path)) if code_is_refused() and path.name == "config.yaml" else _read(path)
     measured = any(text.startswith("data.measurement=") for text in overrides)
     picked = any(text.startswith(("data=", "data.name=")) for text in overrides)
     if measured and not picked and "measurement" not in (tree.get("data") or {}):
@@ -125,17 +130,6 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     if settings.out is None:
         settings = dataclasses.replace(settings, out=f"runs/{stem}")
     return Config(stem, sections, settings, trainer)
-
-
-def load_run(folder: str | Path) -> Config:
-    """The configuration of a run folder without its data section, which may name what is no more. Raises ConfigError."""
-    path = Path(folder) / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{folder}: holds no config.yaml, so it is no run")
-    tree = {key: value for key, value in _read(path).items() if key not in ("data", "trainer")}
-    groups = [group for group in tables.SECTIONS if group != "data"]
-    sections, settings = assemble(tree, (), groups, Settings, str(path))
-    return Config(Path(folder).resolve().name, sections, settings)
 
 
 def _trainer(section: Any, overrides: Sequence[str]) -> TrainerSettings:
@@ -190,29 +184,6 @@ def show(config: Config) -> str:
             text = textwrap.fill(told, 120, initial_indent="# ", subsequent_indent="# ") + "\n" + text
         blocks.append(text)
     return "".join(blocks)
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """(key, old value, new value) of the first key in which two configurations are different runs, or None.
-
-    Both as from `Config.as_dict`; the keys that do not change results (device, out, progress, memory) are not compared.
-    """
-    flat = [{key: value for key, value in _flatten(tree) if not _immaterial(key)} for tree in (old, new)]
-    for key in dict.fromkeys([*flat[1], *flat[0]]):
-        values = [tree.get(key, "absent") for tree in flat]
-        if values[0] != values[1]:
-            return key, values[0], values[1]
-    return None
-
-
-def identity(config: Config) -> str:
-    """A checksum of all that `difference` compares."""
-    flat = {key: value for key, value in _flatten(config.as_dict()) if not _immaterial(key)}
-    return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _immaterial(key: str) -> bool:
-    return key in _IMMATERIAL or key.startswith("trainer.")
 
 
 def _find(name: str) -> Path:
@@ -342,7 +313,8 @@ def _component(group: str, values: dict[str, Any]) -> Component:
             raise ConfigError(f"{group}.{key} cannot be set: {injected[key]}")
     fields = schema.fields_of(factory, skip=injected) | (_SHARD if group == "data" else {})
     if group == "operator" and "target" in fields:
-        fields |= _fields_of_target(values.get("target"), injected)
+        unseen = {key: schema.Field(Any) for key in values if key not in fields}
+        fields |= unseen if code_is_refused() else _fields_of_target(values.get("target"), injected)
     checked = schema.check(group, name, values, fields)
     if group == "operator" and "parts" in checked:
         checked["parts"] = [_part(part, place) for place, part in enumerate(checked["parts"])]
@@ -376,13 +348,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(member) for key, member in value.items()}
     return [_plain(member) for member in value] if isinstance(value, (list, tuple)) else value
-
-
-def _flatten(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    flat = []
-    for key, value in tree.items():
-        flat += [(f"{key}.{sub}", member) for sub, member in value.items()] if isinstance(value, Mapping) else [(key, value)]
-    return flat
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from invsolve.ids import refuse_alike, usable
 from invsolve.resources import resource
 from invsolve.schema import ConfigError
 
@@ -48,6 +49,14 @@ class Item:
     def digest(self) -> str:
         """The sha256 of the input file."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def read(self) -> tuple[Array, str]:
+        """What `load` gives, and its `digest`. Raises ConfigError for a file that changes while it is read."""
+        before = self.digest()
+        array = np.asarray(self.load())
+        if self.digest() != before:
+            raise ConfigError(f"{self.path} changed while it was read; the same command reads it again")
+        return array, before
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ class Images:
         """
         files = find_files(self.root)
         chosen = [files[i] for i in pick(self.indices, len(files))]
-        _each_once([(path.stem, path) for path in chosen], f"data.root = {self.root}", "rename one, or use data.indices")
+        refuse_alike([(path.stem, path) for path in chosen], f"data.root = {self.root}", "rename one, or use data.indices")
         return [self._item(path) for path in chosen]
 
     def _item(self, path: Path) -> Item:
@@ -174,24 +183,26 @@ class Measurement:
                 raise ConfigError(f"data.measurement = {self.measurement}: no such file")
             y, stored = _read_measurement(path)
             _finite_numbers(y, path)
-            return [Item(_file_name(self.id or stored or path.stem), path, self.image_shape, True, lambda: y)]
+            return [Item(usable(self.id or stored or path.stem, "data.id"), path, self.image_shape, True, partial(_load, path))]
         if self.id is not None:
             raise ConfigError(f"data.id = {self.id!r}: names one result, but data.measurement = {self.measurement} may be many files")
         items = [self._item(file) for file in find_files(self.measurement, _MEASUREMENTS, "data.measurement")]
-        _each_once([(item.id, item.path) for item in items], f"data.measurement = {self.measurement}", "rename one")
+        refuse_alike([(item.id, item.path) for item in items], f"data.measurement = {self.measurement}", "rename one")
         return items
 
     def _item(self, path: Path) -> Item:
-        def load() -> Array:
-            y = _read_measurement(path)[0]
-            _finite_numbers(y, path)
-            return y
-
+        load = partial(_load, path)
         try:
             stored = _stored_id(path) if path.suffix == ".npz" else None
         except ConfigError as error:
             return Item(path.stem, path, self.image_shape, True, load, problem=str(error))
-        return Item(_file_name(stored or path.stem), path, self.image_shape, True, load)
+        return Item(stored or path.stem, path, self.image_shape, True, load)
+
+
+def _load(path: Path) -> Array:
+    y = _read_measurement(path)[0]
+    _finite_numbers(y, path)
+    return y
 
 
 def _finite_numbers(y: Array, path: Path) -> None:
@@ -200,19 +211,6 @@ def _finite_numbers(y: Array, path: Path) -> None:
     bad = int((~np.isfinite(y)).sum())
     if bad:
         raise ConfigError(f"{path}: y holds {bad} values of {y.size} that are NaN or infinite; every value must be finite")
-
-
-def _file_name(id: str) -> str:
-    if id in (".", "..", "") or set(id) & set("/\\\0"):
-        raise ConfigError(f"data.id = {id!r}: the id names a folder, so it cannot hold a slash")
-    return id
-
-
-def _each_once(named: Sequence[tuple[str, Path]], where: str, advice: str) -> None:
-    twice = [id for id, count in Counter(id for id, _ in named).items() if count > 1]
-    if twice:
-        both = ", ".join(str(path) for id, path in named if id == twice[0])
-        raise ConfigError(f"{where}: the id {twice[0]!r} would stand for {both}; {advice}")
 
 
 def _stored_id(path: Path) -> str | None:
@@ -258,7 +256,10 @@ def _read_torch(path: Path) -> Array:
 
 
 def find_files(root: str, suffixes: Sequence[str] = SUFFIXES, key: str = "data.root") -> list[Path]:
-    """The files behind a file name, folder or glob, sorted by name. Raises ConfigError where none has one of the suffixes."""
+    """The files behind a file name, folder or glob, sorted by name, and none that runs wrote of those that ** matches.
+
+    Raises ConfigError where none has one of the suffixes.
+    """
     for pattern in (Path(root).expanduser(), resource(root)):
         if pattern.is_file():
             return [pattern]
@@ -266,6 +267,8 @@ def find_files(root: str, suffixes: Sequence[str] = SUFFIXES, key: str = "data.r
             found = list(pattern.iterdir())
         else:
             found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+            if "**" in root:
+                found = _without_results(found, pattern)
         files = sorted(path for path in found if path.suffix.lower() in suffixes and path.is_file())
         if files:
             return files
@@ -273,6 +276,19 @@ def find_files(root: str, suffixes: Sequence[str] = SUFFIXES, key: str = "data.r
             what = "images" if suffixes is SUFFIXES else "files"
             raise ConfigError(f"{key} = {root}: no {what} there; the suffixes known are {', '.join(suffixes)}")
     raise ConfigError(f"{key} = {root}: no such file or folder, and no glob that matches (looked in {Path.cwd()} and the shipped data)")
+
+
+def _without_results(found: Sequence[Path], pattern: Path) -> list[Path]:
+    """Paths that ** found, without what runs wrote in their folders below the part of the pattern that is no pattern."""
+    fixed = next(place for place in pattern.parents if not glob.has_magic(str(place)))
+    runs: dict[Path, bool] = {}
+
+    def is_run(folder: Path) -> bool:
+        if folder not in runs:
+            runs[folder] = (folder / "config.yaml").is_file() and (folder / "records").is_dir()
+        return runs[folder]
+
+    return [path for path in found if not any(is_run(place) for place in path.parents if place != fixed and place.is_relative_to(fixed))]
 
 
 def pick(indices: str | int | Sequence[int] | None, count: int | None, key: str = "data.indices") -> list[int]:

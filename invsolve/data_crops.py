@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from invsolve.data import Array, Images, Item, pick
+from invsolve.ids import refuse_alike
 from invsolve.schema import ConfigError
 
 
@@ -42,6 +43,7 @@ class Crops:
         Raises ConfigError for a missing folder, ambiguous names, and a file that is too small.
         """
         found = [crop for image in Images(self.root).items() for crop in self._of(image)]
+        refuse_alike([(crop.id, crop.path) for crop in found], f"data.root = {self.root}", "rename one")
         return [found[k] for k in pick(self.indices, len(found))]
 
     def _of(self, image: Item) -> list[Item]:

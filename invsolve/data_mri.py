@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from invsolve.data import Array, Item, find_files, pick
+from invsolve.ids import refuse_alike
 from invsolve.phantoms import EVALUATION_SEED, phantom
 from invsolve.schema import ConfigError
 from operators.coils import calibrated_maps, coil_maps_of
@@ -34,6 +35,11 @@ class Computed(Item):
     def digest(self) -> str:
         """The sha256 of the truth."""
         return hashlib.sha256(self.load().tobytes()).hexdigest()
+
+    def read(self) -> tuple[Array, str]:
+        """The truth, made once, and its sha256."""
+        array = self.load()
+        return array, hashlib.sha256(array.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,14 @@ class MRIData:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def items(self) -> list[Item]:
-        """One item for each slice, <file>_<slice> (the file's name alone for an array (H, W)). Raises ConfigError."""
-        return [item for path in find_files(self.root, SUFFIXES) for item in self._of(path)]
+        """One item for each slice, <file>_<slice> (the file's name alone for an array (H, W)).
+
+        Raises ConfigError, also where two files would give one id.
+        """
+        files = find_files(self.root, SUFFIXES)
+        found = [item for path in files for item in self._of(path)]
+        refuse_alike([(item.id, item.path) for item in found], f"data.root = {self.root}", "rename one")
+        return found
 
     def _of(self, path: Path) -> list[Item]:
         shape = Volume(path, self.key).shape

@@ -12,22 +12,18 @@ Where the operator cannot tell an image from its mirror or negative (phase retri
 mean, std, pictures and the PSNR and SSIM of metrics.csv are of samples aligned with `Operator.align`.
 
 Every file is written beside its place and then moved there, and the record of an id last: it is finished if it has a record and
-arrays. Several processes may write to one folder, since no two ids share a file; manifest.json and metrics.csv are gathered from
-the records, now and then and at the end.
+the arrays whose sha256 that holds. Several processes may write to one folder, since no two ids share a file; manifest.json and
+metrics.csv are gathered from the records, now and then and at the end. Nothing is deleted that this process did not make.
 """
 
 from __future__ import annotations
 
 import csv
 import errno
-import hashlib
 import io
 import json
 import os
-import shutil
-import socket
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,13 +31,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from invsolve.config import Config, difference, identity, show
+from invsolve import ids
+from invsolve.atomic import Created, remove_orphans, sync, temporary_beside
+from invsolve.atomic import replacing as replacing
+from invsolve.config import Config, identity, show
+from invsolve.digests import digests, sha256_of
 from invsolve.schema import ConfigError
+from invsolve.stored import is_whole, read_record, refuse_another, refuse_changed
 
 
 class Row(NamedTuple):
@@ -53,30 +51,8 @@ class Row(NamedTuple):
     value: float
 
 
-def _machine() -> str:
-    """A short name of what process numbers are counted in: this boot of this machine, and the container."""
-    try:
-        parts = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii") + os.readlink("/proc/self/ns/pid")
-    except OSError:  # no Linux
-        parts = socket.gethostname()
-    return hashlib.sha256(parts.encode()).hexdigest()[:8]
-
-
-_MACHINE = _machine()
-_ORPHAN_AGE = 86400.0  # seconds after which what is half-written belongs to no process, also of another machine
 _GATHER_EVERY = 30.0  # seconds
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{_MACHINE}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+_Stamps = tuple[tuple[int, int, int], ...]
 
 
 class RunFolder:
@@ -89,19 +65,21 @@ class RunFolder:
         self.path = Path(str(config.settings.out)).expanduser()
         data = replace(config.sections["data"], values={**config.sections["data"].values, "shard": None})
         whole = replace(config, sections={**config.sections, "data": data})
-        self._text, self._identity, self._weights = show(whole), identity(config), ""
+        self._config, self._text, self._identity, self._weights = config, show(whole), identity(config), ""
+        self._shard = config.sections["data"].values.get("shard") is not None
+        self._files, self._created = digests(config.sections), Created()
         self._facts: dict[str, Any] = {}
         self._begun_now, self._agreed, self._gathered, self._pause = False, False, time.monotonic(), _GATHER_EVERY
-        self._known: set[str] = set()
+        self._known: dict[str, _Stamps] = {}
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out = {self.path}: is a file; choose another folder with out=...")
         if (self.path / "config.yaml").is_file():
-            _refuse_another(self.path, self._text)
+            refuse_another(self.path, self._text)
             self._facts = {key: value for key, value in read_manifest(self.path).items() if key not in ("images", "failed", "finished")}
         elif self.path.is_dir():
             strangers = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(".") and entry.name != "logs")
             # Another process may have begun the folder between the two looks; `begin` compares with it.
-            if strangers and not (self.path / "config.yaml").is_file():
+            if strangers and not (self.path / "config.yaml").is_file() and not any(self._records()):
                 raise ConfigError(
                     f"out = {self.path}: holds {strangers[0]} but no config.yaml, so it is no run; choose another with out=..."
                 )
@@ -110,14 +88,21 @@ class RunFolder:
         """Creates the folder with its config.yaml, unless that is there; ``facts`` are about the whole run.
 
         Raises ConfigError if another process has begun another configuration here meanwhile, and if ids were finished with other
-        ``weights`` (a checksum) of the prior.
+        ``weights`` (a checksum) of the prior, or with other contents of a file that the configuration names.
         """
         self._weights = weights or ""
-        others = {record["weights"] for record in self._records() if "rows" in record} - {self._weights}
-        if others:
+        finished = [record for record in self._records() if "rows" in record]
+        if {record.get("weights") for record in finished} - {self._weights}:
             raise ConfigError(f"out = {self.path}: its results came from other weights of the prior; choose another folder with out=...")
+        for record in finished:
+            refuse_changed(record, self._config, self.path)
+        # What was read after the checksums were taken is what they are of.
+        if digests(self._config.sections) != self._files:
+            raise ConfigError(f"out = {self.path}: a file that the configuration names has changed since this run started; start it again")
         self._claim()
-        _remove_orphans(self.path)
+        if self._config.settings.checkpoint_every:
+            self._created.folder(self.path / "partial")
+        remove_orphans(self.path)
         self._facts.update(facts, weights_sha256=weights)
 
     def _claim(self) -> None:
@@ -125,61 +110,85 @@ class RunFolder:
         if (self.path / "config.yaml").is_file():
             if not self._agreed:
                 # It may have come since this object looked at the folder.
-                _refuse_another(self.path, self._text)
+                refuse_another(self.path, self._text)
                 self._agreed = True
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.path / f".config.{_MACHINE}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part.yaml"
+        self._created.folder(self.path)
+        file = self.path / "config.yaml"
+        temporary = temporary_beside(file)
         try:
             temporary.write_text(self._text, encoding="utf-8")
+            sync(temporary)
             try:
-                os.link(temporary, self.path / "config.yaml")
+                os.link(temporary, file)
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                     raise
-                with (self.path / "config.yaml").open("x", encoding="utf-8") as file:  # a file system without links
-                    file.write(self._text)
+                with file.open("x", encoding="utf-8") as opened:  # a file system without links
+                    opened.write(self._text)
+            sync(self.path)
             self._begun_now = self._agreed = True
+            self._created.files.add(file)
         except FileExistsError:
-            _refuse_another(self.path, self._text)
+            refuse_another(self.path, self._text)
         finally:
             temporary.unlink(missing_ok=True)
 
     def withdraw(self) -> None:
-        """Removes what `begin` wrote in this process, and the records of failures, if nothing was finished or saved half-way since.
+        """Removes what this process wrote, if it began the folder and neither it nor another has got anywhere in it since.
 
-        Otherwise a configuration that turned out to be impossible would bar the folder to the corrected one.
+        Otherwise a configuration that turned out to be impossible would bar the folder to the corrected one. What was there before,
+        and what others write (records of their failures too), stays; and so do the failures of a shard, which the others gather.
         """
-        if self._begun_now and not (self.path / "arrays").exists() and not any(self.path.glob("partial/*")):
-            for name in ("config.yaml", "manifest.json", "metrics.csv"):
-                (self.path / name).unlink(missing_ok=True)
-            for name in ("partial", "records", "logs", "images"):
-                if (self.path / name).is_dir():
-                    shutil.rmtree(self.path / name)
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
+        if not self._begun_now or any(self.path.glob("arrays/*.npz")) or any(self.path.glob("partial/*")):
+            return
+        failed = {self.path / "records" / name for name, _, _ in self._listing()}
+        if failed - self._created.files or (failed and self._shard):
+            return
+        self._created.remove()
+        self._begun_now = False
+
+    @contextmanager
+    def replacing(self, path: Path, durable: bool = False) -> Iterator[Path]:
+        """`invsolve.atomic.replacing` for a file of this folder, remembering what this process made."""
+        self._created.folder(path.parent, self.path)
+        new = not path.exists()
+        with replacing(path, durable) as temporary:
+            yield temporary
+        if new:
+            self._created.files.add(path)
 
     def array_file(self, id: str) -> Path:
         """Where the arrays of an id stand."""
-        return self.path / "arrays" / f"{id}.npz"
+        return self.path / "arrays" / f"{ids.file_name(id)}.npz"
 
     def record_file(self, id: str) -> Path:
         """Where the record of an id stands."""
-        return self.path / "records" / f"{id}.json"
+        return self.path / "records" / f"{ids.file_name(id)}.json"
 
     def image_folder(self, id: str) -> Path:
         """Where the pictures of an id stand."""
-        return self.path / "images" / id
+        return self.path / "images" / ids.file_name(id)
 
     def is_finished(self, id: str) -> bool:
-        """Whether the results of an id are complete, whichever process wrote them."""
-        if id not in self._known and self._complete(self.record(id)):
-            self._known.add(id)
-        return id in self._known
+        """Whether the results of an id are complete, whichever process wrote them, and are there now."""
+        stamps = self._stamps(id)
+        if stamps is None:
+            return False
+        if self._known.get(id) != stamps:
+            record = self.record(id)
+            if record is None or not is_whole(self.array_file(id), record):
+                return False
+            self._known[id] = stamps
+        return True
 
-    def _complete(self, record: Mapping[str, Any] | None) -> bool:
-        """Whether a record is of a result, and its arrays are there in full (a machine that stopped may have kept half of a file)."""
-        return record is not None and _is_whole(self.array_file(record["id"]), record)
+    def _stamps(self, id: str) -> _Stamps | None:
+        """Time, size and place of record and arrays, by which a file that was looked at is known again; None without both."""
+        try:
+            found = [path.stat() for path in (self.record_file(id), self.array_file(id))]
+        except FileNotFoundError:
+            return None
+        return tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in found)
 
     def finished(self, ids: Iterable[str]) -> list[str]:
         """Those of ``ids`` whose results are complete."""
@@ -190,14 +199,27 @@ class RunFolder:
 
         Raises ConfigError for a record of another configuration.
         """
-        try:
-            held = json.loads(self.record_file(id).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-            return None
-        if held.get("config") != self._identity:
-            name = self.record_file(id).name
-            raise ConfigError(f"out = {self.path}: {name} is of another configuration; choose another folder with out=...")
-        return dict(held)
+        held = self._record(self.record_file(id))
+        return None if held is None or held["id"] != id else held
+
+    def _record(self, file: Path) -> dict[str, Any] | None:
+        held = read_record(file)
+        if held is not None and held.get("config") != self._identity:
+            raise ConfigError(f"out = {self.path}: {file.name} is of another configuration; choose another folder with out=...")
+        return held
+
+    def refuse_alias(self, id: str) -> None:
+        """Raises OSError where the file system takes an id for another one, which differs in capitals or accents, and is there."""
+        file = self.record_file(id)
+        held = [entry.name for entry in os.scandir(file.parent)] if file.exists() else []
+        if held and file.name not in held:
+            raise OSError(f"this file system does not tell {id!r} from an id that differs in capitals or accents; rename its file")
+
+    def refuse_changed(self, id: str) -> None:
+        """Raises ConfigError if a file that the configuration names has changed since an id was finished."""
+        record = self.record(id)
+        if record is not None and "rows" in record:
+            refuse_changed(record, self._config, self.path)
 
     def failures(self) -> dict[str, str]:
         """The ids that could not be sampled or written, with the reason."""
@@ -218,9 +240,10 @@ class RunFolder:
         """
         if not self.is_finished(id):
             try:
+                self.refuse_alias(id)
                 self._write_record(id, {"failed": message, **({"unwritten": True} if unwritten else {})})
             except OSError as error:
-                if error.errno not in FULL:
+                if error.errno not in (*FULL, None):  # None: the record there is another id's
                     raise
 
     def finish(
@@ -231,16 +254,19 @@ class RunFolder:
         ``facts`` also go to the manifest, and ``trace``, what is known of the way to the result, stays in the record.
         """
         self._claim()
-        with replacing(self.array_file(id)) as temporary:
+        with self.replacing(self.array_file(id), durable=True) as temporary:
             np.savez_compressed(temporary, allow_pickle=False, **arrays)
+            kept = {"bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
         try:
             written = {"rows": [[*row[1:3], f"{row.value:.6g}"] for row in rows], "facts": dict(facts), "trace": dict(trace)}
-            self._write_record(id, {**written, "bytes": self.array_file(id).stat().st_size})
+            files = {**digests(self._config.sections, id), **self._files}
+            self._write_record(id, {**written, **kept, "files": files, "run": self._facts})
         except OSError:
             if not self.is_finished(id):
                 self.array_file(id).unlink(missing_ok=True)
             raise
-        self._known.add(id)
+        if (stamps := self._stamps(id)) is not None:
+            self._known[id] = stamps
         if time.monotonic() - self._gathered > self._pause:
             self.gather()
 
@@ -250,7 +276,9 @@ class RunFolder:
         On a full disk they stay as they were: the ids that found no room have been reported, and the next call gathers again.
         """
         if not (self.path / "config.yaml").is_file():
-            return
+            if not self._listing():
+                return
+            self._claim()
         try:
             self._gather()
         except OSError as error:
@@ -268,14 +296,22 @@ class RunFolder:
             writer.writerows([*row[:3], f"{row.value:.6g}"] for record in records for row in _rows_of(record))
             finished = {record["id"]: record["facts"] for record in records if "rows" in record}
             failed = {record["id"]: record["failed"] for record in records if "failed" in record}
-            manifest = {**self._facts, "images": finished, "failed": failed, "finished": list(finished)}
-            _write_changed(self.path / "metrics.csv", table.getvalue())
-            _write_changed(self.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+            # What the manifest said of the whole run stands in the records too, for one that was lost.
+            facts = next((record["run"] for record in records if record.get("run")), {}) | self._facts
+            manifest = {**facts, "images": finished, "failed": failed, "finished": list(finished)}
+            self._write_changed("metrics.csv", table.getvalue())
+            self._write_changed("manifest.json", json.dumps(manifest, indent=2) + "\n")
         self._gathered = time.monotonic()
         self._pause = max(_GATHER_EVERY, 50 * (self._gathered - start))
 
+    def _write_changed(self, name: str, text: str) -> None:
+        if not (self.path / name).is_file() or (self.path / name).read_bytes() != text.encode():
+            with self.replacing(self.path / name) as temporary:
+                temporary.write_bytes(text.encode())
+
     def _write_record(self, id: str, content: dict[str, Any]) -> None:
-        with replacing(self.record_file(id)) as temporary:
+        self._claim()
+        with self.replacing(self.record_file(id), durable=True) as temporary:
             held = {"id": id, "config": self._identity, "weights": self._weights, **content}
             temporary.write_text(json.dumps(held) + "\n", encoding="utf-8")
 
@@ -284,33 +320,15 @@ class RunFolder:
         folder = self.path / "records"
         if not folder.is_dir():
             return []
-        entries = [entry for entry in os.scandir(folder) if entry.name.endswith(".json") and not entry.name.endswith(".part.json")]
+        entries = [entry for entry in os.scandir(folder) if entry.name.endswith(".json") and ids.temporary(entry.name) is None]
         return sorted((entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in entries)
 
     def _records(self) -> Iterator[dict[str, Any]]:
         """The records by id; those of finished ids only where the arrays are there too."""
         for name, _, _ in self._listing():
-            held = self.record(name.removesuffix(".json"))
-            if held is not None and ("failed" in held or self._complete(held)):
+            held = self._record(self.path / "records" / name)
+            if held is not None and ("failed" in held or self.is_finished(held["id"])):
                 yield held
-
-
-def _is_whole(file: Path, record: Mapping[str, Any]) -> bool:
-    """Whether an array file is the one that the record of a result tells of."""
-    return "rows" in record and file.is_file() and file.stat().st_size == record["bytes"]
-
-
-def finished_arrays(run: Path) -> list[Path]:
-    """The array files of the finished ids of a run folder, by name."""
-    found = []
-    for file in sorted((run / "arrays").glob("*.npz")):
-        try:
-            record = json.loads((run / "records" / f"{file.stem}.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-            continue  # half-written, or of a process that died before it was finished
-        if _is_whole(file, record):
-            found.append(file)
-    return found
 
 
 # What the system says when a disk, or the share of it that one may use, is full.
@@ -321,54 +339,16 @@ def _rows_of(record: Mapping[str, Any]) -> list[Row]:
     return [Row(record["id"], sample, metric, float(value)) for sample, metric, value in record.get("rows", [])]
 
 
-def _write_changed(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_bytes() != text.encode():
-        with replacing(path) as temporary:
-            temporary.write_bytes(text.encode())
-
-
-def _remove_orphans(path: Path) -> None:
-    """Deletes what processes that are no more left half-written."""
-    for orphan in path.rglob(".*.part.*"):
-        machine, pid = orphan.name.split(".")[-5:-3]
-        dead = machine == _MACHINE and Path("/proc/self").exists() and not Path(f"/proc/{pid}").exists()
-        try:
-            if dead or time.time() - orphan.stat().st_mtime > _ORPHAN_AGE:
-                orphan.unlink(missing_ok=True)
-        except FileNotFoundError:
-            continue  # its own process has just moved it to its place
-
-
 def mean_of(rows: Iterable[Row], metric: str, of_mean: bool) -> float | None:
     """The average of a metric over ids: of the posterior means, or of the single samples; None where there is none."""
     values = [row.value for row in rows if row.metric == metric and (row.sample == "mean") == of_mean]
     return float(np.mean(values)) if values else None
 
 
-def _refuse_another(path: Path, text: str) -> None:
-    try:
-        stored = _read_yaml((path / "config.yaml").read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path / 'config.yaml'} cannot be read; choose another folder with out=...") from error
-    # Both sides pass through YAML, so that what it cannot tell apart (a tuple and a list) does not count.
-    differs = difference(stored, _read_yaml(text))
-    if differs:
-        key, old, new = differs
-        raise ConfigError(f"out = {path}: holds a run with {key} = {old}, and this one has {new}; choose another folder with out=...")
-
-
-def _read_yaml(text: str) -> dict[str, Any]:
-    tree = OmegaConf.to_container(OmegaConf.create(text))
-    return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
-
-
 def read_manifest(path: Path) -> dict[str, Any]:
-    """manifest.json of a run folder, {} where there is none. Raises ConfigError where it is damaged."""
-    file = path / "manifest.json"
-    if not file.is_file():
-        return {}
+    """manifest.json of a run folder; {} where there is none, or what a machine that stopped left of it: `gather` makes it again."""
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{file} is damaged ({error}); choose another folder with out=...") from error
-    return dict(stored)
+        stored = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return dict(stored) if isinstance(stored, dict) else {}

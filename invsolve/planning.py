@@ -35,9 +35,11 @@ def remaining(unit: list[Item], folder: RunFolder) -> list[list[Item]]:
 
 
 def check_unchanged(folder: RunFolder, items: Sequence[Item], finished: Iterable[str]) -> None:
-    """Raises ConfigError if the input of a finished id is no longer the file it was made from."""
+    """Raises ConfigError if the input of a finished id, or a file of the configuration, is no longer what it was made from."""
     ids = set(finished)
     for item in items:
+        if item.id in ids:
+            folder.refuse_changed(item.id)
         then = folder.fact(item.id, "input_sha256") if item.id in ids else None
         if then is not None and then != item.digest():
             raise ConfigError(

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
+import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from invsolve import Divergence, Posterior, __version__, memory, panels, sample, tables
+from invsolve.checkpoint import Unusable
 from invsolve.config import Config, ConfigError
 from invsolve.data import Item
+from invsolve.frames import Frames, traced
 from invsolve.monitor import Event, Residuals
 from invsolve.outputs import Row
 from invsolve.priors.loading import resolve_device
@@ -36,11 +39,15 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Batch:
-    """Items that have been read: their arrays (truths x, or stored measurements y), and those that could not be, by id."""
+    """Items that have been read: their arrays (truths x, or stored measurements y), and those that could not be, by id.
+
+    ``digests`` holds by id the sha256 of what was read.
+    """
 
     items: list[Item]
     arrays: list[Array]
     failed: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def read(items: Sequence[Item]) -> Batch:
@@ -50,7 +57,7 @@ def read(items: Sequence[Item]) -> Batch:
         try:
             if item.problem:
                 raise ConfigError(item.problem)
-            array = np.asarray(item.load())
+            array, digest = item.read()
             bad = int((~np.isfinite(array)).sum())
             if bad:
                 name = "y" if item.measured else "x"
@@ -60,6 +67,7 @@ def read(items: Sequence[Item]) -> Batch:
         else:
             batch.items.append(item)
             batch.arrays.append(array)
+            batch.digests[item.id] = digest
     return batch
 
 
@@ -194,6 +202,8 @@ class Reconstruction:
                 arrays.append(array)
             for shape, (items, arrays) in by_shape.items():
                 total.add(self._solve(shape, items, arrays))
+        for done in total.done:
+            done.facts["input_sha256"] = batch.digests.get(done.item.id) or done.item.digest()
         return total
 
     def _solve(self, shape: tuple[int, ...], items: list[Item], arrays: list[Array]) -> Outcome:
@@ -205,7 +215,7 @@ class Reconstruction:
             x = torch.stack([torch.from_numpy(array) for array in arrays])
             y = operator.measure(x, self.noise, seed=self.settings.seed, ids=ids)
         codec = getattr(self.prior, "autoencoder", None)
-        frames = _Frames(self._frame_indices(), getattr(codec, "decode", lambda x0: x0)) if self.settings.trajectory else None
+        frames = Frames(self._frame_indices(), getattr(codec, "decode", lambda x0: x0)) if self.settings.trajectory else None
         watch = self.sampler.watch() if hasattr(self.sampler, "watch") else None
         memory.reset_peak(self.device)
         before, start = self._calls(), time.perf_counter()
@@ -234,7 +244,7 @@ class Reconstruction:
 
     def _gather(
         self, outcome: Outcome, items: list[Item], facts: dict[str, Any], operator: Any, likelihood: Any, samples: Tensor,
-        x: Tensor | None, y: Tensor, frames: _Frames | None, watch: Any, trace: Residuals,
+        x: Tensor | None, y: Tensor, frames: Frames | None, watch: Any, trace: Residuals,
     ) -> None:  # fmt: skip
         """Aligns, averages and compares samples (B, n, C, H, W), and adds each item to what is done or has failed."""
         aligned = align_all(operator, samples, x)
@@ -257,20 +267,30 @@ class Reconstruction:
                 chains = [Row(item.id, "chains", name, value) for name, value in watch.numbers(item.id).items()]
                 told["chains"] = watch.verdict(item.id)
             kept = [] if frames is None else frames.kept.get(item.id, [])
-            traced = _traced(trace, item.id, len(samples[b])) | ({"frames": sorted(frames.indices)} if frames and kept else {})
+            steps = traced(trace, item.id, len(samples[b])) | ({"frames": sorted(frames.indices)} if frames and kept else {})
             outcome.done.append(
-                Done(item, y[b], truth, samples[b], aligned[b], closest[b], mean[b], std[b], numbers, view[b], kept, chains, told, traced)
+                Done(item, y[b], truth, samples[b], aligned[b], closest[b], mean[b], std[b], numbers, view[b], kept, chains, told, steps)
             )
 
     def _sample(self, target: Any, ids: list[str], observe: _Observers) -> Tensor:
         """Samples (B, n, C, H, W) on the CPU. Raises Divergence."""
         s = self.settings
-        return sample(
-            self.sampler, target, self.schedule,
-            n=s.samples, seed=s.seed, ids=ids, progress=s.progress, observe=observe, memory_gb=s.memory_gb,
-            checkpoint=self.checkpoint(ids) if s.checkpoint_every else None, checkpoint_every=s.checkpoint_every,
-            noise_device=s.noise_device,
-        ).detach().float().cpu()  # fmt: skip
+        path = self.checkpoint(ids) if s.checkpoint_every else None
+
+        def attempt() -> Tensor:
+            return sample(
+                self.sampler, target, self.schedule,
+                n=s.samples, seed=s.seed, ids=ids, progress=s.progress, observe=observe, memory_gb=s.memory_gb,
+                checkpoint=path, checkpoint_every=s.checkpoint_every, noise_device=s.noise_device,
+            ).detach().float().cpu()  # fmt: skip
+
+        try:
+            return attempt()
+        except Unusable as error:  # before the first step; it only saves time, so it costs no more than that
+            assert path is not None
+            print(f"invsolve: discarded: {_one_line(error)}", file=sys.stderr)
+            path.unlink(missing_ok=True)
+            return attempt()
 
     @property
     def weights(self) -> str | None:
@@ -358,31 +378,6 @@ class _Observers:
         for one in self.observers:
             if hasattr(one, "finish"):
                 one.finish(rows, fields)
-
-
-class _Frames:
-    """An observer that keeps x0_hat of the first sample of every id at chosen steps, as bytes; `decode` makes it an image."""
-
-    def __init__(self, indices: Sequence[int], decode: Callable[[Tensor], Tensor]) -> None:
-        self.indices, self.decode = set(indices), decode
-        self.kept: dict[str, list[Any]] = {}
-
-    def __call__(self, event: Event) -> None:
-        if event.index not in self.indices or event.x0_hat is None:
-            return
-        for place, (id, k) in enumerate(event.rows):
-            if k == 0:
-                image = self.decode(event.x0_hat[place : place + 1].detach())[0]
-                self.kept.setdefault(str(id), []).append(panels.to_bytes(image.float().cpu().numpy()))
-
-
-def _traced(trace: Residuals, id: str, samples: int) -> dict[str, Any]:
-    """The readings of an image, if its samples were read at the same steps (one of several chunks may have been resumed)."""
-    found = [trace.kept.get((id, k), []) for k in range(samples)]
-    steps = [[index for index, _ in one] for one in found]
-    if not steps[0] or any(one != steps[0] for one in steps):
-        return {}
-    return {"steps": steps[0], "residuals": [[float(f"{value:.4g}") for _, value in one] for one in found]}
 
 
 def as_float(y: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from invsolve.planning import check_unchanged, remaining, units
 from invsolve.reconstruction import Reconstruction, read
 from invsolve.writing import Writer
 
+LOST = "its results were removed or damaged while the run went on; the same command samples it again"
+
 
 @dataclass
 class RunResult:
@@ -61,6 +63,13 @@ def run(config: Config, prior: Any = None, say: Callable[[str], None] = print) -
     return result
 
 
+def _find_lost(folder: RunFolder, items: Sequence[Item], result: RunResult) -> None:
+    """Moves ids whose results have been there, and are no more, to the failed ones."""
+    lost = [item.id for item in items if item.id in {*result.sampled, *result.skipped} and not folder.is_finished(item.id)]
+    result.sampled, result.skipped = ([id for id in ids if id not in lost] for ids in (result.sampled, result.skipped))
+    result.failed |= dict.fromkeys(lost, LOST)
+
+
 def _sample(config: Config, folder: RunFolder, items: Sequence[Item], result: RunResult, prior: Any, say: Callable[[str], None]) -> None:
     """Samples and writes what is not finished."""
     work = Reconstruction(config, prior, partial=folder.path / "partial")
@@ -85,6 +94,7 @@ def _sample(config: Config, folder: RunFolder, items: Sequence[Item], result: Ru
             if writer.disk_is_full:
                 say(f"{folder.path}: the disk is full; what is not finished is left to the next call")
                 break
+        _find_lost(folder, items, result)
     finally:
         folder.gather()
         # A configuration that gave nothing must not bar its folder to the corrected one.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from invsolve import panels
 from invsolve.config import Config
-from invsolve.outputs import FULL, Row, RunFolder, replacing
+from invsolve.outputs import FULL, Row, RunFolder
 from invsolve.reconstruction import Done, Outcome
 
 _SSIM_WINDOW = 11
@@ -32,7 +32,8 @@ class Writer:
     @property
     def disk_is_full(self) -> bool:
         """Whether an item could not be written for want of room, and there still is none for its like."""
-        return self._needed > 0 and shutil.disk_usage(self.folder.path).free < self._needed
+        there = next(place for place in (self.folder.path, *self.folder.path.absolute().parents) if place.is_dir())
+        return self._needed > 0 and shutil.disk_usage(there).free < self._needed
 
     def store(self, outcome: Outcome) -> tuple[list[str], dict[str, str]]:
         """(ids written now, ids that failed with the reason); an item that another process has finished meanwhile is left alone.
@@ -64,20 +65,22 @@ class Writer:
         """Pictures first, then arrays, and last the record that makes the id a finished one."""
         id, samples = done.item.id, done.samples.numpy()
         mean, std = done.mean.numpy(), done.std.numpy()
+        self.folder.refuse_alias(id)
         x = None if done.x is None else done.x.numpy()
         rows = [*scores(done), *done.chains]
         if self.pictured is None or id in self.pictured:
             aligned, images = done.aligned.numpy(), self.folder.image_folder(id)
             for k, one in enumerate(aligned):
-                with replacing(images / f"sample_{k}.png") as path:
+                with self.folder.replacing(images / f"sample_{k}.png") as path:
                     panels.save_png(one, path)
             shown = panels.Shown(self._title(id), done.view.numpy(), x, aligned[0], mean, std, len(samples), _captions(done, rows))
-            with replacing(images / "panel.png") as path:
+            with self.folder.replacing(images / "panel.png") as path:
                 panels.save_panel(shown, path)
         if done.frames:
-            with replacing(self.folder.image_folder(id) / "trajectory.gif") as path:
+            with self.folder.replacing(self.folder.image_folder(id) / "trajectory.gif") as path:
                 panels.save_gif(done.frames, path)
-        facts = {"input": str(done.item.path), "input_sha256": done.item.digest(), **done.item.facts(), **done.facts}
+        digest = done.facts.get("input_sha256") or done.item.digest()
+        facts = {"input": str(done.item.path), "input_sha256": digest, **done.item.facts(), **done.facts}
         arrays = {"y": done.y.numpy(), **({} if x is None else {"x": x}), "samples": samples, "mean": mean, "std": std}
         self.folder.finish(id, arrays, rows, facts, done.trace)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from operators.adapter import as_operator
 from operators.base import LinearOperator, Operator, pull_back, shape_of
 from operators.streams import generator
+from operators.trust import Untrusted, code_is_refused
 
 Map = Callable[[Tensor], Tensor]
 
@@ -199,8 +200,11 @@ def _load_file(path: Path) -> types.ModuleType:
 def load_target(target: str) -> Any:
     """The object named "package.module:attribute" or "path/to/file.py:attribute". This executes that module's code.
 
-    Raises ValueError for another spelling, a missing file, module or attribute, and code that fails when imported.
+    Raises ValueError for another spelling, a missing file, module or attribute, and code that fails when imported; `Untrusted`
+    inside `operators.trust.without_code`, before anything is looked at.
     """
+    if code_is_refused():
+        raise Untrusted(f"{target} is code, which nothing executes where a run is only read (allow it with --trust, trust=True)")
     place, colon, attribute = target.rpartition(":")
     if not colon or not place or not attribute:
         raise ValueError(f"target must be package.module:attribute or path/to/file.py:attribute, got {target!r}")

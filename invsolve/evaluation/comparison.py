@@ -26,20 +26,20 @@ class Comparison:
         """Both tables."""
         return self.averages.markdown() + "\n" + self.differences.markdown()
 
-    def write(self, stem: str | Path) -> None:
-        """Writes both to ``stem``.md, .tex and .csv."""
-        formats.write([self.averages, self.differences], stem)
+    def write(self, stem: str | Path, overwrite: bool = False) -> None:
+        """Writes both to ``stem``.md, .tex and .csv. Raises ConfigError where one of them is there, unless ``overwrite``."""
+        formats.write([self.averages, self.differences], stem, overwrite)
 
 
-def compare(runs: Sequence[str | Path], of: str = "mean", lpips: str = "auto") -> Comparison:
+def compare(runs: Sequence[str | Path], of: str = "mean", lpips: str = "auto", trust: bool = False) -> Comparison:
     """Compares runs on the images that all of them have finished, by one sample, the mean or the best of n (``of``).
 
     Differences are paired: run minus first run for each image, with a 95 % confidence interval by Student's t over the images.
-    Raises ConfigError for fewer than two runs, no common image, or images of one id with different truths.
+    ``trust``: see `score`. Raises ConfigError for fewer than two runs, no common image, or images of one id with different truths.
     """
     if len(runs) < 2:
         raise ConfigError("compare needs two runs or more")
-    scored = [scores_of(run, lpips) for run in runs]
+    scored = [scores_of(run, lpips, trust=trust) for run in runs]
     ids = sorted(set.intersection(*(set(one.ids) for one in scored)))
     if not ids:
         raise ConfigError(f"{', '.join(map(str, runs))}: no image is finished in all of them")
@@ -54,7 +54,10 @@ def compare(runs: Sequence[str | Path], of: str = "mean", lpips: str = "auto") -
     rows = [[name, *(cell(_column(one, of, metric, ids), metric) for metric in metrics)] for name, one in zip(names, scored, strict=True)]
     what = ", ".join(dict.fromkeys(label_of(of, one.samples) for one in scored))
     left_out = sorted({id for one in scored for id in one.ids} - set(ids))
-    notes = [*scored[0].notes, *([f"left out, for not all runs have them: {', '.join(left_out)}"] if left_out else [])]
+    notes = [
+        *dict.fromkeys(note for one in scored for note in one.notes),
+        *([f"left out, for not all runs have them: {', '.join(left_out)}"] if left_out else []),
+    ]
     averages = Table(f"{what}: {len(ids)} images, mean ± standard error over the images", header, rows, notes)
     rows = [
         [f"{name} − {names[0]}", *(_difference(scored[0], one, of, metric, ids) for metric in metrics)]

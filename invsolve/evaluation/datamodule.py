@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from invsolve import schema, tables
+from invsolve import ids, schema, tables
 from invsolve.config import Component, Config, ConfigError
 from invsolve.data import Item
 from invsolve.planning import units
@@ -79,7 +79,8 @@ class MeasurementDataModule(LightningDataModule):
         """Lists the items, once."""
         if not self.items:
             first, step = shard_of(self.shard)
-            self.items = (self.section.build().items() if self._given is None else self._given)[first::step]
+            found = self.section.build().items() if self._given is None else self._given
+            self.items = ids.checked(found, f"data {self.section.name}")[first::step]
             self.todo = units(self.items, self.batch)
 
     def predict_dataloader(self) -> DataLoader[Any]:
@@ -98,7 +99,7 @@ class MeasurementDataModule(LightningDataModule):
         if not isinstance(batch, _Read):
             return batch
         by_id = {item.id: item for item in self.todo[batch.unit]} if batch.unit < len(self.todo) else {}
-        return Batch([by_id[id] for id in batch.arrays], list(batch.arrays.values()), batch.failed)
+        return Batch([by_id[id] for id in batch.arrays], list(batch.arrays.values()), batch.failed, batch.digests)
 
 
 def _section(source: str | dict[str, Any], shard: str | None) -> Component:
@@ -140,6 +141,11 @@ class _Element(Item):
         """The sha256 of the array."""
         return hashlib.sha256(np.ascontiguousarray(self.load()).tobytes()).hexdigest()
 
+    def read(self) -> tuple[Array, str]:
+        """The array, read once, and its sha256."""
+        array = np.asarray(self.load())
+        return array, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
 
 @dataclass
 class _Read:
@@ -148,6 +154,7 @@ class _Read:
     unit: int
     arrays: dict[str, Array]
     failed: dict[str, str]
+    digests: dict[str, str]
 
 
 class _Units(Dataset[Any]):
@@ -161,7 +168,7 @@ class _Units(Dataset[Any]):
 
     def __getitem__(self, index: int) -> _Read:
         batch = read(self.todo[index] if index < len(self.todo) else [])
-        return _Read(index, {item.id: array for item, array in zip(batch.items, batch.arrays, strict=True)}, batch.failed)
+        return _Read(index, {item.id: array for item, array in zip(batch.items, batch.arrays, strict=True)}, batch.failed, batch.digests)
 
 
 class _Share(DistributedSampler[Any]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from invsolve.outputs import replacing
+from invsolve.schema import ConfigError
 
 _LATEX = {"±": r"$\pm$", "²": r"$^2$", "≤": r"$\le$", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "→": r"$\to$", "−": "$-$"}
 
@@ -48,13 +50,24 @@ class Table:
         return text.getvalue()
 
 
-def write(tables: Sequence[Table], stem: str | Path) -> None:
-    """Writes tables to ``stem``.md, .tex and .csv, one after the other in each."""
+def write(tables: Sequence[Table], stem: str | Path, overwrite: bool = True) -> None:
+    """Writes tables to ``stem``.md, .tex and .csv, one after the other in each.
+
+    Raises ConfigError where one of them is there and nobody said ``overwrite``.
+    """
+    refuse_existing(stem, overwrite)
     for suffix, text in (("md", "\n".join(t.markdown() for t in tables)), ("tex", "\n".join(t.latex() for t in tables))):
         with replacing(Path(f"{stem}.{suffix}")) as path:
             path.write_text(text, encoding="utf-8")
     with replacing(Path(f"{stem}.csv")) as path:
         path.write_bytes("\n".join(t.csv() for t in tables).encode())
+
+
+def refuse_existing(stem: str | Path, overwrite: bool) -> None:
+    """Raises ConfigError where a file that `write` would write is there, unless ``overwrite``."""
+    for path in (Path(f"{stem}.{suffix}") for suffix in ("md", "tex", "csv")):
+        if not overwrite and os.path.lexists(path):
+            raise ConfigError(f"{path}: exists; choose another name, or replace it with --overwrite")
 
 
 def average(values: Sequence[float]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from invsolve import ids
 from invsolve.config import Config, ConfigError
 from invsolve.evaluation.datamodule import MeasurementDataModule
 from invsolve.evaluation.module import ReconstructionModule
@@ -30,14 +31,15 @@ def evaluate(config: Config, prior: Any = None, say: Callable[[str], None] = pri
     """
     module, data = ReconstructionModule.from_config(config, prior), MeasurementDataModule.from_config(config)
     writer = ReconstructionWriter(str(config.settings.out), config.trainer.panels)
+    out = Path(str(config.settings.out))
+    there = [place for place in (out / "logs", out) if place.exists()]
     trainer = _trainer(config, writer)
     if trainer.is_global_zero:
         say(f"{config.sections['operator'].name}, {config.sections['noise'].build().describe()}")
     try:
         trainer.predict(module, datamodule=data, return_predictions=False)
-    except ConfigError:
-        _remove_logs(Path(str(config.settings.out)))
-        raise
+    finally:
+        _remove_logs(out, there, trainer.loggers)
     result = writer.result
     assert result is not None
     if trainer.is_global_zero and result.skipped:
@@ -62,17 +64,21 @@ def _write_report(result: RunResult, say: Callable[[str], None]) -> None:
 
 def _is_older(report: Path) -> bool:
     """Whether a report is not there, or older than a record of its folder: one that was interrupted, or a shard, wrote none."""
-    records = [path for path in (report.parent / "records").glob("*.json") if not path.name.endswith(".part.json")]
+    records = [path for path in (report.parent / "records").glob("*.json") if ids.temporary(path.name) is None]
     times = [path.stat().st_mtime_ns for path in records]
     return not report.exists() or report.stat().st_mtime_ns < max(times, default=0)
 
 
-def _remove_logs(out: Path) -> None:
-    """Loggers make their folders before anything can be refused; a refusal leaves none behind."""
-    if not (out / "config.yaml").is_file() and (out / "logs").is_dir():
-        shutil.rmtree(out / "logs", ignore_errors=True)
-        if not any(out.iterdir()):
-            out.rmdir()
+def _remove_logs(out: Path, there: Sequence[Path], loggers: Sequence[Any]) -> None:
+    """Loggers make their folders before anything can be refused; a refusal leaves none of them behind, and all that was ``there``."""
+    if (out / "config.yaml").is_file():
+        return
+    for logger in loggers:
+        if isinstance(logger, (CSVLogger, TensorBoardLogger)):  # in folders named by time and process, see `_logger`
+            shutil.rmtree(logger.log_dir, ignore_errors=True)
+    for place in (out / "logs", out):
+        if place not in there and place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
 
 
 def _trainer(config: Config, writer: ReconstructionWriter) -> Trainer:

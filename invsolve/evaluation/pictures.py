@@ -118,16 +118,19 @@ def encoded(name: str, pixels: Array, side: int, quality: int, is_map: bool = Fa
 
 
 def frames_of(path: Path, steps: Sequence[int]) -> list[tuple[str, Array]]:
-    """At most `FRAMES` evenly spaced frames of a trajectory.gif with a name each; none where there is no such file.
+    """At most `FRAMES` evenly spaced frames of a trajectory.gif with a name each; none where there is no such file, or a damaged one.
 
     ``steps`` are the indices of the steps of all frames; where they are as many, the names tell them.
     """
     if not path.is_file():
         return []
-    with Image.open(path) as opened:
-        count = getattr(opened, "n_frames", 1)
-        chosen = sorted({round(place) for place in np.linspace(0, count - 1, min(FRAMES, count))})
-        held = {k: np.asarray(frame.convert("RGB")) for k, frame in enumerate(ImageSequence.Iterator(opened)) if k in chosen}
+    try:
+        with Image.open(path) as opened:
+            count = getattr(opened, "n_frames", 1)
+            chosen = sorted({round(place) for place in np.linspace(0, count - 1, min(FRAMES, count))})
+            held = {k: np.asarray(frame.convert("RGB")) for k, frame in enumerate(ImageSequence.Iterator(opened)) if k in chosen}
+    except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError):
+        return []
     # A GIF takes equal frames as one, so that the steps are known only if none were.
     return [(f"step {steps[k] + 1}" if len(steps) == count else f"frame {k + 1}", frame) for k, frame in held.items()]
 

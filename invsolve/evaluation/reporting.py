@@ -15,11 +15,12 @@ import jinja2
 import numpy as np
 import torch
 
-from invsolve.config import Config, ConfigError, load_run
+from invsolve.config import ConfigError
 from invsolve.evaluation import charts, honesty, pictures
 from invsolve.evaluation.charts import Chart
 from invsolve.evaluation.pictures import Arrays, Gallery
-from invsolve.evaluation.scoring import Metric, Scores, cell, label_of, read_arrays, scores_of
+from invsolve.evaluation.reading import StoredRun
+from invsolve.evaluation.scoring import Metric, Scores, cell, label_of, scores_of
 from invsolve.outputs import read_manifest, replacing
 from invsolve.reconstruction import align_all, picture_of
 
@@ -42,26 +43,27 @@ class _Entry:
     trace: Chart | None
 
 
-def report(run: str | Path, lpips: str = "auto", images: int = 100) -> Path:
+def report(run: str | Path, lpips: str = "auto", images: int = 100, trust: bool = False) -> Path:
     """Writes report.html into a run folder, and returns its path.
 
-    Numbers are those of `scores_of` (which see for ``lpips``) and of `Honesty`, from the stored arrays. Pictures are shown of
+    Numbers are those of `scores_of` (which see for ``lpips`` and ``trust``) and of `Honesty`, from the stored arrays. Pictures are shown of
     the first so many ``images`` (-1: of all); of 100 the file stays below 30 MB. The same folder gives the same bytes. Raises
     ConfigError for a folder without results, and where a report.html is there that is not of this run.
     """
-    folder, config = Path(run), load_run(run)
-    records = _records(folder)
-    scores = scores_of(folder, lpips)
-    finished = [id for id in scores.ids if "rows" in records.get(id, {})]
+    stored = StoredRun(run, trust)
+    folder, records = stored.folder, stored.records
+    scores = scores_of(folder, lpips, trust=trust)
+    finished = [id for id in scores.ids if id in stored.finished]
     if not finished:
         raise ConfigError(f"{run}: its records are not complete; the command that made them goes on with them")
     identity = str(records[finished[0]].get("config", ""))
     _refuse_stranger(folder / FILE, identity)
     shown = len(finished) if images < 0 else images
-    page = _page(folder, config, scores, {id: records[id] for id in finished}, shown)
+    page = _page(stored, scores, {id: records[id] for id in finished}, shown)
     failed = {id: str(record["failed"]) for id, record in records.items() if "failed" in record}
     # An image that no process came to (a full disk) has no record; the manifest knows how many there should be.
-    total = max(int(read_manifest(folder).get("expected") or 0), len(finished) + len(failed))
+    expected = read_manifest(folder).get("expected")
+    total = max(expected if isinstance(expected, int) else 0, len(finished) + len(failed))
     text = _environment().get_template(_TEMPLATE).render(page, identity=identity, failed=failed, total=total)
     with replacing(folder / FILE) as path:
         path.write_text(text, encoding="utf-8")
@@ -78,19 +80,6 @@ def _environment() -> jinja2.Environment:
     return env
 
 
-def _records(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of a run folder by id; what is being written is left out."""
-    found = {}
-    for path in sorted((folder / "records").glob("*.json")):
-        if not path.name.endswith(".part.json"):
-            try:
-                record = json.loads(path.read_text(encoding="utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                continue  # half a file, which a run takes for no record either
-            found[str(record["id"])] = dict(record)
-    return found
-
-
 def _refuse_stranger(path: Path, identity: str) -> None:
     """Raises ConfigError unless the file is not there, or is a report of the run with this identity."""
     if not path.exists():
@@ -102,18 +91,19 @@ def _refuse_stranger(path: Path, identity: str) -> None:
         raise ConfigError(f"{path}: is {what}, and is not overwritten; move it away")
 
 
-def _page(folder: Path, config: Config, scores: Scores, records: Mapping[str, Mapping[str, Any]], shown: int) -> dict[str, Any]:
+def _page(stored: StoredRun, scores: Scores, records: Mapping[str, Mapping[str, Any]], shown: int) -> dict[str, Any]:
     """What the template needs but the failures."""
+    folder, config = stored.folder, stored.config
     manifest = read_manifest(folder)
     steps = [trace["steps"][-1] + 1 for record in records.values() if (trace := record.get("trace") or {}).get("steps")]
     total = max(steps, default=0)
     measures = honesty.Honesty(scores.samples) if scores.samples > 1 and scores.truths else None
     metrics = scores.metrics()
     estimator = "mean" if scores.samples > 1 else "one"
-    reader, entries = _Reader(folder, config), []
+    entries = []
     for place, (id, record) in enumerate(records.items()):
         trace = record.get("trace") or {}
-        arrays = reader.read(id, trace.get("frames", ()) if place < shown else None)
+        arrays = _read(stored, id, trace.get("frames", ()) if place < shown else None)
         if measures is not None and arrays.truth is not None:
             measures.update(torch.from_numpy(arrays.samples), torch.from_numpy(arrays.truth))
         gallery = pictures.gallery(arrays) if place < shown else None
@@ -140,26 +130,16 @@ def _page(folder: Path, config: Config, scores: Scores, records: Mapping[str, Ma
     }
 
 
-class _Reader:
-    """Reads the arrays of an image, and makes of them what a report shows."""
-
-    def __init__(self, folder: Path, config: Config) -> None:
-        self.folder, self.config = folder, config
-        self.noise = config.sections["noise"].build()
-        self.operators: dict[tuple[int, ...], Any] = {}
-
-    def read(self, id: str, steps: Sequence[int] | None) -> Arrays:
-        """The arrays of an image, its samples as `align_all` turns them; with ``steps``, those of its frames, these too."""
-        held = read_arrays(self.folder / "arrays" / f"{id}.npz", ("y", "samples", "mean", "std"), ("x",))
-        shape, x = tuple(held["mean"].shape), held.get("x")
-        if shape not in self.operators:
-            self.operators[shape] = self.config.sections["operator"].build(image_shape=shape)
-        operator = self.operators[shape].for_ids([id])
-        aligned = align_all(operator, held["samples"][None], None if x is None else x[None])[0]
-        view = picture_of(operator, self.noise, held["y"][None])[0]
-        frames = [] if steps is None else pictures.frames_of(self.folder / "images" / id / "trajectory.gif", steps)
-        truth = None if x is None else x.numpy()
-        return Arrays(view.numpy(), truth, aligned.numpy(), held["mean"].numpy(), held["std"].numpy(), frames)
+def _read(stored: StoredRun, id: str, steps: Sequence[int] | None) -> Arrays:
+    """The arrays of an image, its samples as `align_all` turns them; with ``steps``, those of its frames, these too."""
+    held = stored.arrays(id, ("y", "samples", "mean", "std"), ("x",))
+    x = held.get("x")
+    operator = stored.operator(tuple(held["mean"].shape), id)
+    aligned = align_all(operator, held["samples"][None], None if x is None else x[None])[0]
+    view = picture_of(operator, stored.noise, held["y"][None])[0]
+    frames = [] if steps is None else pictures.frames_of(stored.folder / "images" / id / "trajectory.gif", steps)
+    truth = None if x is None else x.numpy()
+    return Arrays(view.numpy(), truth, aligned.numpy(), held["mean"].numpy(), held["std"].numpy(), frames)
 
 
 def _entry(

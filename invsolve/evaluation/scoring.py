@@ -6,9 +6,7 @@ import csv
 import hashlib
 import importlib.metadata
 import io
-import zipfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.config import Config, ConfigError, load_run
+from invsolve.config import ConfigError
 from invsolve.evaluation import formats
 from invsolve.evaluation.formats import Table
 from invsolve.evaluation.perceptual import Lpips, SetDistances
-from invsolve.outputs import finished_arrays, replacing
-from invsolve.reconstruction import likelihood_of
+from invsolve.evaluation.reading import StoredRun
+from invsolve.outputs import replacing
 from invsolve.writing import fidelity
 
 ESTIMATORS = ("one", "mean", "best")
@@ -103,16 +101,17 @@ def cell(values: Any, metric: Metric) -> str:
 
 
 def score(
-    run: str | Path, lpips: str = "auto", reference: str | Path | None = None, features: Callable[[Tensor], Tensor] | None = None
-) -> Scores:
+    run: str | Path, lpips: str = "auto", reference: str | Path | None = None, features: Callable[[Tensor], Tensor] | None = None,
+    trust: bool = False,
+) -> Scores:  # fmt: skip
     """Scores a run folder and writes scores.csv (id, estimator, metric, value) and table.md, table.tex and table.csv into it.
 
     ``lpips`` names a backbone (alex, vgg, squeeze) whose weights must be on this machine, "auto" the first that is, "none" no
     LPIPS. With ``reference``, a folder of images, FID and KID against them, which have no id in scores.csv; ``features`` takes
-    the place of Inception (`SetDistances`). Raises ConfigError for a folder without results and for missing weights that were
-    asked for.
+    the place of Inception (`SetDistances`). No code of the run is executed but with ``trust`` (see `StoredRun`). Raises ConfigError
+    for a folder without results and for missing weights that were asked for.
     """
-    scores = scores_of(run, lpips, reference, features)
+    scores = scores_of(run, lpips, reference, features, trust)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(("id", "estimator", "metric", "value"))
@@ -126,48 +125,39 @@ def score(
 
 
 def scores_of(
-    run: str | Path, lpips: str = "auto", reference: str | Path | None = None, features: Callable[[Tensor], Tensor] | None = None
-) -> Scores:
+    run: str | Path, lpips: str = "auto", reference: str | Path | None = None, features: Callable[[Tensor], Tensor] | None = None,
+    trust: bool = False,
+) -> Scores:  # fmt: skip
     """As `score`, and writes nothing. One image at a time is held in memory, and of all of them the features for FID."""
-    folder, config = Path(run), load_run(run)
-    files = finished_arrays(folder)
-    if not files:
+    stored = StoredRun(run, trust)
+    if not stored.finished:
         raise ConfigError(f"{run}: nothing is finished there; `invsolve eval` or `invsolve run` writes results")
-    perceptual, noise = Lpips(lpips), config.sections["noise"].build()
+    perceptual = Lpips(lpips)
     distances = None if reference is None else SetDistances(reference, features)
     values: dict[tuple[str, str], dict[str, float]] = {}
-    operators: dict[tuple[int, ...], Any] = {}
     count, truths = 0, {}
-    for path in files:
-        arrays = read_arrays(path, ("y", "samples", "mean"), ("x",))
+    for id in stored.finished:
+        arrays = stored.arrays(id, ("y", "samples", "mean"), ("x",))
         shape = tuple(arrays["mean"].shape)
-        if shape not in operators:
-            operators[shape] = config.sections["operator"].build(image_shape=shape)
         count = len(arrays["samples"])
         if "x" in arrays:
-            truths[path.stem] = _digest(arrays["x"])
-        operator = operators[shape].for_ids([path.stem])
-        for key, value in _of_image(config, operator, noise, arrays, perceptual).items():
-            values.setdefault(key, {})[path.stem] = value
+            truths[id] = _digest(arrays["x"])
+        operator = stored.operator(shape, id)
+        for key, value in _of_image(stored, id, operator, arrays, perceptual).items():
+            values.setdefault(key, {})[id] = value
         if distances is not None:
             distances.add("one", _aligned(operator, arrays))
             distances.add("mean", arrays["mean"][None])
     notes, sets = _notes(perceptual, bool(truths)), {}
     if distances is not None:
-        distances.add_reference(folder, shape)
+        distances.add_reference(stored.folder, shape)
         sets = {(group, name): value for group in ("one", "mean") for name, value in distances.of(group).items()}
         notes.append(distances.note)
-    return Scores(config.name, values, count, tuple(notes), truths, sets)
-
-
-def read_arrays(path: Path, needed: Sequence[str], more: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The arrays of a finished id by name, those of ``more`` where they are there. Raises ConfigError for a damaged file."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {key: torch.from_numpy(stored[key]) for key in (*needed, *more) if key in needed or key in stored}
-    except (zipfile.BadZipFile, zlib.error, ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"{path} is damaged ({text}); without it, the command that wrote it samples its image again") from error
+    if stored.code:
+        notes.append(stored.code)
+    if stored.cut_off:
+        notes.append(f"left out, for their arrays are gone or cut short: {', '.join(stored.cut_off)}")
+    return Scores(stored.config.name, values, count, tuple(notes), truths, sets)
 
 
 def _aligned(operator: Any, arrays: dict[str, Tensor]) -> Tensor:
@@ -176,16 +166,17 @@ def _aligned(operator: Any, arrays: dict[str, Tensor]) -> Tensor:
     return torch.cat([operator.align(one[None], arrays["x"][None]) for one in samples]) if "x" in arrays else samples
 
 
-def _of_image(config: Config, operator: Any, noise: Any, arrays: dict[str, Tensor], perceptual: Lpips) -> dict[tuple[str, str], float]:
+def _of_image(
+    stored: StoredRun, id: str, operator: Any, arrays: dict[str, Tensor], perceptual: Lpips
+) -> dict[tuple[str, str], float]:  # fmt: skip
     """The scores of one image by (estimator, metric)."""
     samples, mean = arrays["samples"], arrays["mean"]
-    likelihood = likelihood_of(config, operator, arrays["y"][None], noise)
-
-    def chi2(image: Tensor) -> float:
-        return float(likelihood.discrepancy(image[None])[0]) ** 2
-
-    of_samples = {"chi2": [chi2(one) for one in samples]}
-    of_mean = {"chi2": chi2(mean)}
+    residual = stored.residuals(operator, arrays["y"], id)
+    misfits = [residual(str(k), one) for k, one in enumerate(samples)]
+    chi2 = [value**2 for value in misfits if value is not None]
+    of_samples = {"chi2": chi2} if chi2 else {}
+    misfit = residual("mean", mean)
+    of_mean = {} if misfit is None else {"chi2": misfit**2}
     if "x" in arrays:
         x = arrays["x"]
         found = [_against(one, x, perceptual) for one in _aligned(operator, arrays)]

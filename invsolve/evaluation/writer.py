@@ -18,7 +18,7 @@ from invsolve.evaluation.module import ReconstructionModule
 from invsolve.outputs import RunFolder
 from invsolve.planning import check_unchanged, remaining
 from invsolve.reconstruction import Done, Outcome
-from invsolve.run import RunResult
+from invsolve.run import LOST, RunResult
 from invsolve.writing import Writer
 
 
@@ -136,11 +136,13 @@ class ReconstructionWriter(BasePredictionWriter):
             result, before = self.result, set(self.result.skipped)
             told = {**self._folder.failures(), **result.failed}
             ids = [item.id for item in trainer.datamodule.items]
-            finished = set(self._folder.finished(ids))
+            finished, ours = set(self._folder.finished(ids)), set(result.sampled)
             result.sampled = [id for id in ids if id in finished and id not in before]
             full = self._writer is not None and self._writer.disk_is_full
             reason = "not sampled: the disk is full" if full else "not sampled: its process ended early; the same command goes on with it"
-            result.failed = {id: told.get(id, reason) for id in ids if id not in finished}
+            lost = dict.fromkeys(before | ours, LOST)
+            result.skipped = [id for id in result.skipped if id in finished]
+            result.failed = {id: told.get(id, lost.get(id, reason)) for id in ids if id not in finished}
             result.rows = self._folder.rows()
             # Loggers hear rank 0 alone, which has seen its own images only.
             self._log_panels(trainer, result.sampled, len(result.sampled))

@@ -1,6 +1,7 @@
 """Tables from stored arrays: the numbers, what they are called, and paired differences."""
 
 import csv
+import hashlib
 import json
 
 import numpy as np
@@ -121,7 +122,8 @@ def test_comparison_covers_the_common_images_and_refuses_other_truths(runs):
     np.savez(path, **(stored(runs / "one")["i03"] | {"x": np.zeros((3, 16, 16), np.float32)}))
     # What is not of the length in its record is half a file.
     assert "i03" not in score(runs / "one", "none").ids
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"bytes": path.stat().st_size}))
+    held = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    record.write_text(json.dumps(json.loads(record.read_text()) | held))
     with pytest.raises(ConfigError, match="i03: its truth is not the same"):
         compare([runs / "zero", runs / "one"])
     with pytest.raises(ConfigError, match="two runs or more"):

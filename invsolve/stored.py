@@ -1,0 +1,130 @@
+"""What a run folder says of itself, read without executing or looking up anything that it names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from invsolve import ids, tables
+from invsolve.config import Config, ConfigError, Settings, assemble
+from invsolve.digests import digests, path_of, sha256_of
+from invsolve.sameness import difference, flatten, identity_of, literally
+from operators.trust import without_code
+
+
+def load_run(folder: str | Path, trust: bool = False) -> Config:
+    """The configuration of a run folder without its data section, which may name what is no more.
+
+    It is read as it stands: no ${...} is looked up, and unless ``trust``, no file of a custom operator is imported. Raises ConfigError.
+    """
+    tree = tree_of(Path(folder))
+    groups = [group for group in tables.SECTIONS if group != "data"]
+    held = literally({key: value for key, value in tree.items() if key not in ("data", "trainer")})
+    with without_code(not trust):
+        sections, settings = assemble(held, (), groups, Settings, str(Path(folder) / "config.yaml"))
+    return Config(Path(folder).resolve().name, sections, settings)
+
+
+def tree_of(folder: Path) -> dict[str, Any]:
+    """config.yaml of a run folder as it stands. Raises ConfigError where there is none, and for what was cut off."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: holds no config.yaml, so it is no run")
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = _plain(text)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(_cut(path)) from error
+    if not tree or not text.endswith("\n"):
+        raise ConfigError(_cut(path))
+    return tree
+
+
+def _cut(path: Path) -> str:
+    return (
+        f"{path} is cut short or damaged; delete it, and the command that began the run writes it again and goes on with what is finished"
+    )
+
+
+def refuse_another(folder: Path, text: str) -> None:
+    """Raises ConfigError unless config.yaml of a folder is of the same run as ``text``, which is what would be written there."""
+    stored = tree_of(folder)
+    # Both sides pass through YAML, so that what it cannot tell apart (a tuple and a list) does not count.
+    wanted = _plain(text)
+    keys, all_keys = ([key for key, _ in flatten(tree)] for tree in (stored, wanted))
+    if len(keys) < len(all_keys) and keys[:-1] == all_keys[: len(keys) - 1] and stored.get("trainer") is None:
+        raise ConfigError(_cut(folder / "config.yaml"))
+    if differs := difference(stored, wanted):
+        key, old, new = differs
+        raise ConfigError(f"out = {folder}: holds a run with {key} = {old}, and this one has {new}; choose another folder with out=...")
+
+
+def _plain(text: str) -> dict[str, Any]:
+    tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of a run folder by id; what is half-written, and what no run writes, is left out.
+
+    Raises ConfigError for a record of another configuration than config.yaml.
+    """
+    wanted, found = identity_of(tree_of(folder)), {}
+    for path in sorted((folder / "records").glob("*.json")):
+        record = read_record(path)
+        if record is None:
+            continue
+        if record.get("config", wanted) != wanted:
+            raise ConfigError(f"{path} is of another configuration than {folder / 'config.yaml'}; sample its image again")
+        found[record["id"]] = record
+    return found
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A record; None where there is none, or what is no record of the id that the file is named by (half a file, say)."""
+    if ids.temporary(path.name):
+        return None
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(held, dict) or not isinstance(held.get("id"), str) or ids.file_name(held["id"]) != path.stem:
+        return None
+    # What was sampled has an id that is a file's name; what failed may have failed for that.
+    whole = "rows" in held and not ids.fault(held["id"]) and _are_rows(held["rows"])
+    facts = all(isinstance(held.get(key, {}), dict) for key in ("facts", "trace", "files", "run"))
+    return dict(held) if facts and (whole or ("rows" not in held and isinstance(held.get("failed"), str))) else None
+
+
+def _are_rows(rows: Any) -> bool:
+    """Whether these are lists of (sample, metric, number as text)."""
+    try:
+        return all(isinstance(sample, str) and isinstance(metric, str) and float(value) is not None for sample, metric, value in rows)
+    except (TypeError, ValueError):
+        return False
+
+
+def is_whole(file: Path, record: Mapping[str, Any], thorough: bool = True) -> bool:
+    """Whether an array file is the one that the record of a result tells of, to the byte; of old records, by its length."""
+    if "rows" not in record or not file.is_file() or file.stat().st_size != record.get("bytes"):
+        return False
+    return not thorough or record.get("sha256", "") in ("", sha256_of(file))
+
+
+def refuse_changed(record: Mapping[str, Any], config: Config, where: Path) -> None:
+    """Raises ConfigError if a file that decided a result (a mask, say) is no longer what it was then."""
+    then = record.get("files")
+    if not isinstance(then, Mapping):
+        return
+    for key, now in digests(config.sections, record["id"]).items():
+        if then.get(key) != now:
+            path = path_of(config.sections, key)
+            raise ConfigError(
+                f"out = {where}: {path} ({key}) has changed since {record['id']} was sampled; choose another folder with out=..."
+            )
