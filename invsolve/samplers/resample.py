@@ -50,7 +50,7 @@ class ReSample(Stateless):
         c, eps: a fit ends where the mean squared residual is c sigma_y^2 (or eps, if given). The code's eps is 1e-6, a hundredth of its
             sigma_y^2: it follows the noise of y. A decoder that cannot reproduce an image to within sigma_y cannot get there; a c
             that allows for its error keeps codes from being bent to it. The mean is over measured entries; the code's is over all
-            of y, with the noise of hidden pixels, which no fit lowers: with a mask it never gets to 1e-6, and takes all its steps.
+            of y, with the noise of hidden pixels, which no fit lowers: with a mask it never gets to 1e-6.
         solver: "prox": for linear operators and Gaussian noise: the prox of the operator with the smallest rho of each sample that
             reaches the wanted residual, or conjugate gradients stopped there if it has no closed form, or if the fit is to codes.
             "adam": AdamW, stopped there. "auto": prox where it can be.
