@@ -140,6 +140,17 @@ class GaussianLikelihood(MeasuredLikelihood):
             raise ValueError(f"{what} divides by sigma^2, but sigma = 0; give the noise level of y, or use a sampler without it")
         return self.sigma
 
+    def hidden_noise(self, noise: NoiseSource) -> Tensor:
+        """Noise of y's level in the entries of y that are not measured, 0 in the others, (B, *Y); from a stream of its own."""
+        n = self._noise(noise, 1)
+        return self.sigma * (n - self.operator.restrict(n))
+
+    def with_hidden(self, hidden: Tensor) -> Self:
+        """The same measurement with `hidden` (B, *Y) in the entries that are not measured: lengths count it, gradients do not."""
+        other = copy.copy(self)
+        other.y = self.y + hidden
+        return other
+
     def residual(self, x: Tensor) -> Tensor:
         """y - A(x), (B, *Y)."""
         return self.y - self.operator.A(x)
@@ -177,10 +188,14 @@ class GaussianLikelihood(MeasuredLikelihood):
             raise ValueError(f"rho={rho}; a finite number >= 0 is needed")
         return (rho / sigma) ** 2
 
-    def _noise(self, noise: NoiseSource) -> Tensor:
-        """Unit noise in the shape of y; real and imaginary parts each of unit variance, as in the model."""
-        n = torch.view_as_complex(noise.normal((*self.y.shape[1:], 2))) if self.y.is_complex() else noise.normal(self.y.shape[1:])
-        return n.to(self.y)
+    def _noise(self, noise: NoiseSource, *stream: int) -> Tensor:
+        """Unit noise in the shape of y; real and imaginary parts each of unit variance, as in the model.
+
+        `stream`: sides of 1 put before the shape that is drawn, for numbers that advance no other stream.
+        """
+        shape = (*stream, *self.y.shape[1:])
+        n = torch.view_as_complex(noise.normal((*shape, 2))) if self.y.is_complex() else noise.normal(shape)
+        return n.reshape(-1, *self.y.shape[1:]).to(self.y)
 
     def prox(self, v: Tensor, rho: float) -> Tensor:
         """argmin_x ||y - A x||^2 / (2 sigma^2) + ||x - v||^2 / (2 rho^2), (B, *X).
@@ -346,6 +361,10 @@ class PulledBack:
     def with_sigma(self, sigma: float) -> PulledBack:
         """The same measurement, read as if its noise had another standard deviation."""
         return PulledBack(self.inner.with_sigma(sigma), self.decode)  # type: ignore[attr-defined]
+
+    def with_hidden(self, hidden: Tensor) -> PulledBack:
+        """The same measurement with `hidden` (B, *Y) in the entries that are not measured."""
+        return PulledBack(self.inner.with_hidden(hidden), self.decode)  # type: ignore[attr-defined]
 
     def _pull(self, z: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
         # Also where the caller runs under inference mode, whose tensors autograd refuses.

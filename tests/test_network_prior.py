@@ -1,5 +1,6 @@
 """Networks as priors: parametrisations, paths and clocks against exact denoisers, and strict loading of files."""
 
+import itertools
 import json
 import math
 import shutil
@@ -13,10 +14,11 @@ from invsolve.levels import CLEAN, Level, Move
 from invsolve.noise import GivenNoise
 from invsolve.posterior import Posterior
 from invsolve.priors import GaussianPrior, NetworkPrior, TrainingTable, resolve_device, shipped_priors
+from invsolve.priors.pipelines import read_scheduler
 from invsolve.resources import resource
 from invsolve.reverse import linearize
 from invsolve.samplers import State, Unconditional
-from invsolve.schedules import DDPM, Cosine, Karras, Linear, ScaledLinear, alpha_bars, moves
+from invsolve.schedules import DDPM, Cosine, Karras, Linear, alpha_bars, moves
 
 BARS = alpha_bars(1e-4, 2e-2, 1000)
 VP, FLOW = TrainingTable.from_alpha_bars(BARS), TrainingTable.flow(1000)
@@ -114,14 +116,102 @@ def test_a_sampler_runs_on_any_schedule_as_with_the_exact_denoiser(schedule):
 # -- the clock ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", [DDPM(steps=1000), ScaledLinear(steps=1000), Cosine(steps=1000)], ids=lambda s: type(s).__name__)
-def test_time_is_the_index_on_the_training_grid(schedule):
-    levels = schedule.levels()[-2::-1]
-    table = TrainingTable.from_alpha_bars([a * a for a, _ in levels])
-    for i, t in enumerate(levels):
-        for level in (t, Level(1.0, t.ratio)):
-            # So near that single precision, in which most networks read it, gives the integer itself.
-            assert torch.tensor(table.time(level), dtype=torch.float32).item() == i
+TRAINED = torch.linspace(0.02, 0.3, 40, dtype=DOUBLE).square()
+BAR_TABLES = {
+    "linear": alpha_bars(1e-4, 2e-2, 1000),
+    "scaled linear": alpha_bars(8.5e-4, 1.2e-2, 1000, 2.0),
+    "latent": alpha_bars(0.0015, 0.0195, 1000, 2.0),
+    "many": alpha_bars(1e-4, 4e-3, 4000),
+    "cosine": [level.alpha**2 for level in Cosine(steps=1000).levels()[-2::-1]],
+    "trained betas": torch.cumprod(1 - TRAINED, 0).tolist(),
+}
+SIGMAS = [level.sigma for level in Karras(steps=300, sigma_max=80.0, sigma_min=0.002).levels()[-2::-1]]
+# A denoiser's own clock, ln(sigma)/4, and sigma itself.
+CLOCKS = {"index": [float(i) for i in range(300)], "edm": [math.log(s) / 4 for s in SIGMAS], "sigma": SIGMAS}
+
+
+def single(level):
+    return Level(*(torch.tensor(v).item() for v in level))
+
+
+def spellings(alpha, sigma):
+    """One level in the ways that a path, a rescaling or an array in single precision brings."""
+    level, total = Level(alpha, sigma), math.hypot(alpha, sigma)
+    at = [level, Level(1.0, level.ratio), Level(alpha / total, sigma / total), Level(alpha / (alpha + sigma), sigma / (alpha + sigma))]
+    return [*at, Level(3.3 * alpha, 3.3 * sigma), *map(single, at)]
+
+
+@pytest.mark.parametrize("bars", BAR_TABLES.values(), ids=BAR_TABLES)
+def test_every_level_of_a_training_grid_has_the_time_of_its_grid_point(bars):
+    for values in (bars, torch.tensor(bars).tolist()):
+        table = TrainingTable.from_alpha_bars(values)
+        assert table.single == (values is not bars)
+        for i, a in enumerate(bars):
+            short = torch.tensor(a)
+            reduced = [(short.sqrt().item(), (1 - short).sqrt().item()), (short.sqrt().item(), (1 - short.sqrt() ** 2).sqrt().item())]
+            for level in [*spellings(math.sqrt(a), math.sqrt(1 - a)), *(Level(*pair) for pair in reduced)]:
+                assert table.time(level) == i, (i, level)
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_the_levels_of_diffusers_in_single_precision_have_whole_times(kind, tmp_path):
+    scheduler = pytest.importorskip("diffusers").DDPMScheduler(beta_schedule=kind)
+    scheduler.save_config(tmp_path)
+    exact, _ = read_scheduler(tmp_path)
+    short = scheduler.alphas_cumprod
+    for table in (exact, TrainingTable.from_alpha_bars(short.tolist())):
+        found = [table.time(Level(*pair)) for pair in zip(short.sqrt().tolist(), (1 - short).sqrt().tolist(), strict=True)]
+        assert found == list(range(1000))
+    # The double-precision path of a schedule on the table in single precision.
+    rebuilt = TrainingTable.from_alpha_bars(short.tolist())
+    assert [rebuilt.time(Level(1.0, math.exp(v))) for v in exact.log_ratios] == list(range(1000))
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_every_level_of_a_table_of_sigmas_has_the_time_of_its_grid_point(clock):
+    table = TrainingTable(tuple(map(math.log, SIGMAS)), tuple(CLOCKS[clock]), "ve")
+    for sigma, time in zip(SIGMAS, CLOCKS[clock], strict=True):
+        assert all(table.time(level) == time for level in spellings(1.0, sigma))
+
+
+@pytest.mark.parametrize("steps", [10, 999, 1000])
+def test_every_level_of_a_flow_table_has_a_whole_time(steps):
+    table = TrainingTable.flow(steps)
+    for i in range(1, steps):
+        assert all(table.time(level) == i for level in spellings(1 - i / steps, i / steps))
+
+
+@pytest.mark.parametrize(
+    "table", [VP, TrainingTable.from_alpha_bars(torch.tensor(BARS).tolist()), FLOW, VE], ids=["vp", "single", "flow", "ve"]
+)
+def test_the_clock_is_continuous_and_rises_wherever_it_is_not_at_a_grid_point(table):
+    """In parts of a step from grid point to grid point: a plateau as wide as rounding at both ends, and a straight line between."""
+    width = 4e-3 if table.single else 1e-9
+
+    def at(k, part):
+        lo, hi = table.log_ratios[k], table.log_ratios[k + 1]
+        if table.path == "flow":
+            lo, hi = (1 / (1 + math.exp(-v)) for v in (lo, hi))
+            s = lo + part * (hi - lo)
+            level = Level(1 - s, s)
+        else:
+            level = Level(1.0, math.exp(lo + part * (hi - lo)))
+        return (table.time(level) - table.times[k]) / (table.times[k + 1] - table.times[k])
+
+    for k in (0, 1, 57, len(table.times) // 2, len(table.times) - 2):
+        parts = sorted(side for d in (0.3, 0.7, 1.2, 1.5, 1.8, 2.2, 3.0) for side in (d * width, 1 - d * width))
+        parts = sorted([*parts, *(i / 40 for i in range(1, 40))])
+        times = [at(k, part) for part in parts]
+        steps = list(zip(parts, times, strict=True))
+        # Rounding of log(sigma/alpha), 1e-16 of up to 5, and of the part of it that one step of the grid is.
+        noise = 1e-14 / (table.log_ratios[k + 1] - table.log_ratios[k]) + 1e-13 * len(table.times)
+        for part, time in steps:
+            off = min(part, 1 - part)
+            line = part if off >= 2 * width else round(part) if off <= width else round(part) + math.copysign(2 * (off - width), 0.5 - part)
+            assert time == pytest.approx(line, abs=noise)
+        for (p, u), (q, v) in itertools.pairwise(steps):
+            assert -noise <= v - u <= 2 * (q - p) + noise, "no jump"
+            assert v > u or min(q, 1 - p) <= width * (1 + 1e-6), "no plateau but at a grid point"
 
 
 def test_the_network_is_handed_the_integer_time_and_an_unscaled_input_on_its_grid():
@@ -130,7 +220,6 @@ def test_the_network_is_handed_the_integer_time_and_an_unscaled_input_on_its_gri
     for t in levels:
         assert prior.table.inside(t) == t
         prior.denoise(randn(2, *SHAPE).float(), t)
-    # In single precision the time is exactly the kept index.
     kept = sorted({round(i * (999 / 49)) for i in range(50)}, reverse=True)
     assert prior.network.times == kept
 

@@ -1,7 +1,8 @@
 """A diffusion network as a prior: any noise level in, posterior mean out.
 
 The network's own training table (a discrete list of sigma/alpha against network time) is private to this module. A level
-is brought to the network by scaling x and interpolating the table in log(sigma/alpha), exact on the training grid.
+is brought to the network by scaling x and interpolating the table in log(sigma/alpha). A level that is one of the training
+grid but for rounding gets the very time of that grid point.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from invsolve.levels import Level
 from invsolve.priors.base import PixelPrior, check_sides
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+
+# How far from a grid point rounding can carry a level of the grid, in steps of the grid, at most: log(sigma/alpha) of numbers in
+# double precision, and in single precision, where 1 - alpha^2 loses most of its digits at the least noise.
+_ROUNDING, _SINGLE_ROUNDING = 1e-9, 4e-3
 
 
 @dataclass
@@ -40,24 +45,30 @@ class TrainingTable:
         log_ratios: log(sigma/alpha) at each time, increasing.
         times: the network's time at each, increasing.
         path: "vp" if the network expects alpha^2 + sigma^2 = 1, "flow" if alpha + sigma = 1, "ve" if alpha = 1.
+        single: whether the grid was computed in single precision, so that its levels are known to no more digits.
     """
 
     log_ratios: tuple[float, ...]
     times: tuple[float, ...]
     path: Literal["vp", "flow", "ve"] = "vp"
+    single: bool = False
 
     @staticmethod
     def from_alpha_bars(alpha_bars: Sequence[float]) -> TrainingTable:
-        """The table of a DDPM-like network with times 0 .. T-1. Raises ValueError unless 0 < alpha_bar < 1 and decreasing."""
+        """The table of a DDPM-like network with times 0 .. T-1, `single` where each alpha_bar is a number in single precision.
+
+        Raises ValueError unless 0 < alpha_bar < 1 and decreasing.
+        """
         if not all(0 < a < 1 for a in alpha_bars):
             raise ValueError(f"alpha_bar must lie strictly between 0 and 1, but runs from {alpha_bars[0]:g} to {alpha_bars[-1]:g}")
-        return TrainingTable(tuple(0.5 * math.log((1 - a) / a) for a in alpha_bars), tuple(map(float, range(len(alpha_bars)))))
+        log_ratios = tuple(0.5 * math.log((1 - a) / a) for a in map(float, alpha_bars))
+        return TrainingTable(log_ratios, tuple(map(float, range(len(alpha_bars)))), single=_are_single(*alpha_bars))
 
     @staticmethod
     def flow(train_steps: int = 1000) -> TrainingTable:
         """The table of a rectified-flow network whose time is train_steps times sigma."""
         sigmas = [(i + 1) / train_steps for i in range(train_steps - 1)]
-        return TrainingTable(tuple(math.log(s / (1 - s)) for s in sigmas), tuple(train_steps * s for s in sigmas), "flow")
+        return TrainingTable(tuple(math.log(s / (1 - s)) for s in sigmas), tuple(map(float, range(1, train_steps))), "flow")
 
     def __post_init__(self) -> None:
         rising = all(a < b for row in (self.log_ratios, self.times) for a, b in pairwise(row))
@@ -65,9 +76,11 @@ class TrainingTable:
             raise ValueError("a training table needs as many log_ratios as times, at least one, both strictly increasing")
 
     def time(self, t: Level) -> float:
-        """The network time of a level, linear between grid points and held constant beyond the ends.
+        """The network time of a level: that of the grid point which the level is but for rounding, else between two of them.
 
-        Linear in log(sigma/alpha), or for a "flow" table in sigma, in which the network's clock is linear.
+        Linear between grid points in log(sigma/alpha), or for a "flow" table in sigma, in which the network's clock is linear;
+        held constant beyond the ends. Rounding is that of double precision; of single precision, if the table is `single` or
+        alpha and sigma are numbers in single precision. Continuous and increasing but for that rounding.
         """
         if t.sigma == 0:
             return self.times[0]
@@ -80,7 +93,15 @@ class TrainingTable:
         lo, hi = self.log_ratios[k - 1], self.log_ratios[k]
         if self.path == "flow":
             lo, hi, wanted = (1 / (1 + math.exp(-v)) for v in (lo, hi, wanted))
-        return self.times[k - 1] + (wanted - lo) / (hi - lo) * (self.times[k] - self.times[k - 1])
+        part = (wanted - lo) / (hi - lo)
+        end, rounding = round(part), _SINGLE_ROUNDING if self.single or _are_single(*t) else _ROUNDING
+        off = abs(part - end)
+        if off <= rounding:
+            return self.times[k - 1 + end]
+        if off < 2 * rounding:
+            # From the plateau back to the line, at twice its slope.
+            part = end + math.copysign(2 * (off - rounding), part - end)
+        return self.times[k - 1] + part * (self.times[k] - self.times[k - 1])
 
     def inside(self, t: Level) -> Level:
         """The same noise level on the network's own path."""
@@ -89,6 +110,12 @@ class TrainingTable:
         if math.isclose(scale, 1.0, rel_tol=1e-14):
             return t
         return Level(t.alpha / scale, t.sigma / scale)
+
+
+def _are_single(*values: float) -> bool:
+    """Whether all values are numbers in single precision, as next to none is that was computed in double."""
+    exact = torch.tensor(values, dtype=torch.float64)
+    return bool((exact.float().double() == exact).all())
 
 
 def check_precision(precision: str) -> None:

@@ -33,6 +33,13 @@ class State:
     x0: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class HiddenState(State):
+    """With the noise `hidden` (B, *Y) of entries of y that are not measured, which a trajectory draws once and keeps."""
+
+    hidden: Tensor | None = None
+
+
 @runtime_checkable
 class Sampler(Protocol):
     """A method that draws from a posterior by walking a schedule.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
 
 from invsolve.likelihoods import GaussianLikelihood, PulledBack
+from invsolve.noise import NoiseSource
 from invsolve.priors.base import PixelPrior
+from invsolve.samplers.base import HiddenState, State
 
 Gradient = Literal["norm", "squared"]
+Norm = Literal["measured", "all"]
 
 
 def image_likelihood(target: Any) -> Any:
@@ -41,6 +46,30 @@ def needs_linear_gaussian(likelihood: Any, what: str, instead: str) -> None:
         raise TypeError(f"{what} needs a GaussianLikelihood, not a {type(likelihood).__name__}; {instead}")
     if not likelihood.operator.linear:
         raise TypeError(f"{what} needs a linear operator; {type(likelihood.operator).__name__} is not linear; {instead}")
+
+
+def begin(likelihood: Any, x: Tensor, norm: Norm) -> State:
+    """The state before the first move of a sampler whose misfit is a `norm`. Raises TypeError where y has no such noise."""
+    if norm == "measured":
+        return State(x)
+    if not isinstance(of_images(likelihood), GaussianLikelihood):
+        kind = type(of_images(likelihood)).__name__
+        raise TypeError(
+            f"norm='all' counts noise of hidden entries, which is that of a GaussianLikelihood, not of a {kind}; take 'measured'"
+        )
+    return HiddenState(x)
+
+
+def as_counted(likelihood: Any, state: State, noise: NoiseSource) -> tuple[Any, Callable[[Tensor, Tensor], State]]:
+    """The likelihood as the state's misfit counts it, and what makes the next state of x and x0_hat.
+
+    The noise of hidden entries is drawn at the first step and handed on in the state, so that it is the same at every step, in
+    every batch and after a restart.
+    """
+    if not isinstance(state, HiddenState):
+        return likelihood, State
+    hidden = of_images(likelihood).hidden_noise(noise) if state.hidden is None else state.hidden
+    return likelihood.with_hidden(hidden), partial(HiddenState, hidden=hidden)
 
 
 def check_gradient(likelihood: Any, gradient: Gradient) -> None:

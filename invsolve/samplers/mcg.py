@@ -32,7 +32,8 @@ class MCG(Stateless):
         weight: of the gradient step; 0 leaves it (and its backward pass) out, and only the projection guides.
         gradient: "norm": g = grad ||W (y - A x0_hat)||, the norm of each sample by itself, as the official code computes it;
             "squared": g = grad ||W (y - A x0_hat)||^2, equation 12 as printed.
-        weighting: W. "identity", or "pseudo_inverse": A^+, the paper's choice for tomography (one more solve).
+        weighting: W. "identity", "pseudo_inverse": A^+, the paper's choice for tomography (one more solve, of many iterations there), or
+            "fbp": the operator's filtered back-projection, which the official tomography code has in its place.
         projection: what becomes of y, noised to the level of x':
 
             - "soft": y is noised from its own noise to that of the level, component by component, and no longer followed once
@@ -42,7 +43,7 @@ class MCG(Stateless):
               divided by the singular values of A: fit for masks, not for blur (diverges) or tomography (the pseudo-inverse
               takes thousands of iterations).
             - "sirt": x' + lambda A^T (y_s - A x') / (A^T A 1), lambda falling from 1 to 0.6, of the official tomography code:
-              no solve, for operators without negative entries (ValueError otherwise). Tomography takes this or "soft".
+              no solve, for operators without negative entries (ValueError otherwise). Tomography takes this or "soft". See `order`.
             - "none": the gradient step alone; any operator and likelihood.
         level: where y is noised to: "s", the level of x'; "t", that of the iterate before, as the official code for inpainting
             has it (measured pixels are then a level too noisy, also in the result); "clean", not at all (official tomography).
@@ -56,18 +57,23 @@ class MCG(Stateless):
         snr: the Langevin step is 2 (snr sigma_s)^2, stable for snr < 1. Song et al. 2021, algorithm 4, have
             2 (snr ||z|| / ||score||)^2, whose norms are these where noise dominates; with the norms of the very draw the step
             would favour some draws, and grow without bound where the score vanishes.
+        order: of gradient and SIRT. "in_turn": SIRT works on x' - weight g, and takes back lambda A^T A g / (A^T A 1) of the gradient's
+            step. "at_once": both are taken from x' and added, as in the official tomography code, with its lambda, 1 - 0.4 k/N.
 
-    The official inpainting: gradient="norm", weight=1, projection="hard", level="t", clip=True. Any projection needs a linear
-    operator and a Gaussian likelihood (TypeError otherwise). Biased, whatever the settings, for the measured part is replaced
-    without regard to the prior, and what the unmeasured part learns is set by `weight`: with two numbers of correlation 0.8,
-    the first measured as 1, the mean of the second comes to 0.48 without a gradient, to 0.65 with "squared" and 0.03 over 100
-    steps, and to 1.25 with 1, where 0.79 is right. Where everything is measured, "soft" comes near the exact posterior, and
-    "hard" returns y.
+    The official inpainting: gradient="norm", weight=1, projection="hard", level="t", clip=True. The official tomography:
+    gradient="norm", weight=0.2 (its 0.1 is of images in [0, 1]), weighting="fbp", projection="sirt", order="at_once",
+    level="clean", form="predictor_corrector"; not offered are its restriction of g to the views that are not taken, the
+    corrector's network call at level t and its guidance in the last move. Any projection needs a linear operator and a
+    Gaussian likelihood (TypeError otherwise). Biased, whatever the settings, for the measured part is replaced without regard
+    to the prior, and what the unmeasured part learns is set by `weight`: with two numbers of correlation 0.8, the first
+    measured as 1, the mean of the second comes to 0.48 without a gradient, to 0.65 with "squared" and 0.03 over 100 steps,
+    and to 1.25 with 1, where 0.79 is right. Where everything is measured, "soft" comes near the exact posterior, and "hard"
+    returns y.
     """
 
     weight: float = 1.0
     gradient: Literal["norm", "squared"] = "norm"
-    weighting: Literal["identity", "pseudo_inverse"] = "identity"
+    weighting: Literal["identity", "pseudo_inverse", "fbp"] = "identity"
     projection: Literal["soft", "hard", "sirt", "none"] = "soft"
     level: Literal["s", "t", "clean"] = "s"
     paste: bool = True
@@ -75,20 +81,25 @@ class MCG(Stateless):
     variance: Literal["auto", "posterior", "upper", "learned"] = "auto"
     form: Literal["ancestral", "predictor_corrector"] = "ancestral"
     snr: float = 0.16
+    order: Literal["in_turn", "at_once"] = "in_turn"
 
     def __post_init__(self) -> None:
         check_settings(self, weight="a number >= 0", snr="a number > 0")
         if self.level != "s" and self.projection == "soft":
             raise ValueError(f"level={self.level!r} belongs to projection='hard' or 'sirt'; 'soft' is right at level='s' alone")
+        if self.order == "at_once" and self.projection != "sirt":
+            raise ValueError(f"order='at_once' belongs to projection='sirt'; {self.projection!r} comes after the gradient, 'in_turn'")
 
     def init(self, target: Any, x: Tensor) -> State:
         """The iterate, once the likelihood has been found fit. Raises TypeError or ValueError where it is not."""
         likelihood = target.likelihood
-        solves = self.projection != "none" or (self.weight > 0 and self.weighting == "pseudo_inverse")
+        solves = self.projection != "none" or (self.weight > 0 and self.weighting != "identity")
         if (solves or self.gradient == "squared") and not isinstance(likelihood, GaussianLikelihood):
             raise TypeError(f"these settings of MCG need a GaussianLikelihood, not a {type(likelihood).__name__}; {_ANY}")
         if solves and not likelihood.operator.linear:
             raise TypeError(f"a projection needs a linear operator; {type(likelihood.operator).__name__} is not linear; {_ANY}")
+        if self.weighting == "fbp" and not hasattr(likelihood.operator, "fbp"):
+            raise TypeError(f"weighting='fbp' is for operators with filtered back-projection, not for {type(likelihood.operator).__name__}")
         if self.projection == "sirt" and not bool((_normal_of_ones(likelihood.operator, x) >= 0).all()):
             raise ValueError(f"projection='sirt' divides by A^T A 1, which {type(likelihood.operator).__name__} makes negative")
         return State(x)
@@ -105,10 +116,12 @@ class MCG(Stateless):
             if not move.last:
                 x0, _, down = self._look(target, x, move.s)
                 x = kernels.langevin(x, kernels.score(x, x0, move.s), 2 * (self.snr * move.s.sigma) ** 2, noise.normal(shape))
-        if down is not None:
+        if down is not None and self.order == "in_turn":
             x = torch.add(x, down, alpha=self.weight)
         if self.projection != "none" and (self.paste or not move.last):
             x = self._project(target.likelihood, x, move, noise)
+        if down is not None and self.order == "at_once":
+            x = torch.add(x, down, alpha=self.weight)
         return State(x, x0)
 
     def _look(self, target: Any, x: Tensor, t: Level) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -120,6 +133,11 @@ class MCG(Stateless):
         if self.weighting == "identity" and self.gradient == "norm":
             return x0, fraction, pull(-likelihood.misfit_grad(x0))
         r = likelihood.residual(x0)
+        if self.weighting == "fbp":
+            with torch.enable_grad():
+                image = likelihood.operator.fbp(r.requires_grad_())
+            wanted = 2 * image.detach() if self.gradient == "squared" else kernels.unit(image.detach())
+            return x0, fraction, pull(likelihood.operator.A_adjoint(torch.autograd.grad(image, r, wanted)[0]))
         # -A^+ r is half the gradient of ||A^+ r||^2 by x0_hat, for A^+ A is an orthogonal projection.
         back = likelihood.operator.A_dagger(r) if self.weighting == "pseudo_inverse" else likelihood.operator.A_vjp(x0, r)
         return x0, fraction, pull(2 * back if self.gradient == "squared" else kernels.unit(back))
@@ -134,7 +152,8 @@ class MCG(Stateless):
             # rho^2: the variance of x_0 given x_t, if that of x_0 were 1, less that given x_s.
             rho = math.sqrt(move.forward_variance) * move.s.alpha / (move.t.scale * move.s.scale)
             return at.alpha * likelihood.renew(v, r, noise, rho)
-        operator, relax = likelihood.operator, 1 - 0.4 * move.index / max(move.total - 1, 1)
+        span = move.total if self.order == "at_once" else max(move.total - 1, 1)
+        operator, relax = likelihood.operator, 1 - 0.4 * move.index / span
         wanted = v if r == 0 else torch.sub(v, noise.normal(x.shape[1:]), alpha=r)
         back = operator.A_adjoint(likelihood.y - operator.A(wanted))
         return at.alpha * torch.addcdiv(v, back, _normal_of_ones(operator, x).clamp_min(1e-5), value=relax)

@@ -21,7 +21,7 @@ from invsolve.likelihoods import GaussianLikelihood
 from invsolve.noise import NoiseSource
 from invsolve.reverse import linearize
 from invsolve.samplers.base import State, Stateless, check_settings
-from invsolve.samplers.codes import Gradient, check_gradient, image_likelihood, misfit_grad, needs_linear_gaussian
+from invsolve.samplers.codes import Gradient, Norm, as_counted, begin, check_gradient, image_likelihood, misfit_grad, needs_linear_gaussian
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,17 @@ class PSLD(Stateless):
         gradient: "norm", as above (published), or "squared", both norms squared.
         fresh_noise: adds noise of y's level to A D(z0_hat) in the data term at every step, as the code does by oversight.
         eta: of the DDIM step; 0 published.
+        norm: which entries of y count: "measured" ones, or "all", as in the code, whose y has noise in hidden pixels too (drawn here
+            once for a trajectory, and kept; with fresh_noise, the fresh noise is in them as well). It lengthens the norm that the
+            data term's step is divided by, as in `DPS`: at equal omega sqrt(m/d) of the step where y is fitted, for m of d entries
+            measured. With gluing="official" it also stands in the hidden pixels of the glued image. Gaussian noise alone (TypeError).
 
-    Two things of the code are not offered: norms over a whole batch, and a code drawn from the encoder's distribution instead
-    of its mean. Costs a forward and a backward pass of network, decoder and encoder a step. Gluing needs a linear operator
-    and Gaussian noise (TypeError otherwise). With an orthonormal linear decoder (G = A D) the term is ||G^T (y - G z0_hat)||:
-    the data once more, differently weighted, so that the bias of DPS stays.
+    The last move ends at sigma 0, as every schedule here does; the code's path ends at the least noise of its network's training
+    (0.029 for Stable Diffusion), whose remainder it decodes. Two things of the code are not offered: norms over a whole
+    batch, and a code drawn from the encoder's distribution instead of its mean. Costs a forward and a backward pass of
+    network, decoder and encoder a step. Gluing needs a linear operator and Gaussian noise (TypeError otherwise). With an
+    orthonormal linear decoder (G = A D) the term is ||G^T (y - G z0_hat)||: the data once more, differently weighted, so that
+    the bias of DPS stays.
     """
 
     omega: float = 1.0
@@ -55,9 +61,12 @@ class PSLD(Stateless):
     gradient: Gradient = "norm"
     fresh_noise: bool = False
     eta: float = 0.0
+    norm: Norm = "measured"
 
     def __post_init__(self) -> None:
         check_settings(self, omega="a number >= 0", gamma="a number >= 0", eta="a number in [0, 1]")
+        if self.norm == "all" and self.gradient == "squared" and self.gluing != "official":
+            raise ValueError("norm='all' belongs to gradient='norm' or gluing='official'; the gradient of a square knows no hidden entries")
 
     def init(self, target: Any, x: Tensor) -> State:
         """The code, once the likelihood has been found fit. Raises TypeError or ValueError where it is not."""
@@ -69,26 +78,28 @@ class PSLD(Stateless):
         if self.fresh_noise and not isinstance(likelihood, GaussianLikelihood):
             raise TypeError(f"fresh_noise=True needs Gaussian noise, not a {type(likelihood).__name__}")
         check_gradient(likelihood, self.gradient)
-        return State(x)
+        return begin(likelihood, x, self.norm)
 
     def step(self, target: Any, state: State, move: Move, noise: NoiseSource) -> State:
         """One move: DDIM step, and the gradient of both terms."""
         x, t = state.x, move.t
         x0, pull, _ = linearize(target.prior, x, t)
         x_s = kernels.ddim(x, x0, move, noise.normal(x.shape[1:]) if self.eta else None, self.eta)
-        likelihood = seen = image_likelihood(target)
+        likelihood, then = as_counted(image_likelihood(target), state, noise)
+        seen = likelihood
         if self.fresh_noise:
-            seen = copy.copy(likelihood)
-            seen.y = torch.sub(likelihood.y, likelihood.operator.restrict(likelihood._noise(noise)), alpha=likelihood.sigma)
+            seen, fresh = copy.copy(likelihood), likelihood._noise(noise)
+            fresh = fresh if self.norm == "all" else likelihood.operator.restrict(fresh)
+            seen.y = torch.sub(likelihood.y, fresh, alpha=likelihood.sigma)
         # Also where the caller runs under inference mode, whose tensors autograd refuses.
         with torch.inference_mode(False), torch.enable_grad():
             z = x0.clone().requires_grad_()
             image = target.prior.decode(z)
         slope = self.omega * misfit_grad(seen, image.detach(), self.gradient)
         if self.gamma == 0:
-            return State(x_s - pull(torch.autograd.grad(image, z, slope)[0]), x0)
+            return then(x_s - pull(torch.autograd.grad(image, z, slope)[0]), x0)
         back, off = self._off(target.prior, likelihood, image.detach(), x0)
-        return State(x_s - pull(torch.autograd.grad(image, z, slope + back)[0] - off), x0)
+        return then(x_s - pull(torch.autograd.grad(image, z, slope + back)[0] - off), x0)
 
     def _off(self, prior: Any, likelihood: Any, image: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Of the gluing term, the gradient by the image D(z0_hat), and minus that by z0_hat where it stands alone."""

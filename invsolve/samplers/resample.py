@@ -49,7 +49,8 @@ class ReSample(Stateless):
             comes out then agrees with y up to its noise, and is an estimate rather than a draw.
         c, eps: a fit ends where the mean squared residual is c sigma_y^2 (or eps, if given). The code's eps is 1e-6, a hundredth of its
             sigma_y^2: it follows the noise of y. A decoder that cannot reproduce an image to within sigma_y cannot get there; a c
-            that allows for its error keeps codes from being bent to it.
+            that allows for its error keeps codes from being bent to it. The mean is over measured entries; the code's is over all
+            of y, with the noise of hidden pixels, which no fit lowers: with a mask it never gets to 1e-6.
         solver: "prox": for linear operators and Gaussian noise: the prox of the operator with the smallest rho of each sample that
             reaches the wanted residual, or conjugate gradients stopped there if it has no closed form, or if the fit is to codes.
             "adam": AdamW, stopped there. "auto": prox where it can be.
@@ -64,8 +65,9 @@ class ReSample(Stateless):
         eta: of the DDIM step; 0 published.
 
     Any operator and likelihood; a prior over images will do, whose encoder and decoder are the identity. sigma_y = 0 needs eps.
-    A level costs one forward pass of the network, a fit `travel` more, and no backward pass unless zeta > 0. It is an
-    optimiser: with `final` there is next to no spread in what y measures, whatever the posterior's.
+    The last move ends at sigma 0; the code's path ends at the least noise of its network's training. A level costs one forward
+    pass of the network, a fit `travel` more, and no backward pass unless zeta > 0. It is an optimiser: with `final` there is
+    next to no spread in what y measures, whatever the posterior's.
     """
 
     gamma: float = 40.0

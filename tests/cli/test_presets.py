@@ -2,6 +2,7 @@
 
 import itertools
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from invsolve import Posterior, sample, tables
 from invsolve.config import ConfigError, _read, load, show
 from invsolve.presets import advise
 from invsolve.resources import resource
+from invsolve.samplers import DPS, MCG, PSLD
+from invsolve.schedules import alpha_bars
 from invsolve.schema import fields_of
 
 PIXEL = ("daps", "dps", "mcg", "pnp_ula", "unconditional")
@@ -185,3 +188,66 @@ def test_the_configuration_tells_how_settings_were_found():
     assert "training photographs" in told() and "70 %" in told()
     assert told("sampler.zeta=1") == "" and told("sampler=unconditional") == ""
     assert load("photo_random").as_dict() == load("photo_random", ["sampler.zeta=5"]).as_dict()
+
+
+PUBLISHED = {
+    # sampler: {operator: settings}; all by 1000 steps but for tomography.
+    "dps_official": {
+        **dict.fromkeys(("super_resolution", "gaussian_blur", "blur", "nonlinear_blur"), {"zeta": 0.3}),
+        **dict.fromkeys(("inpainting/random", "inpainting/box"), {"zeta": 0.5}),
+        **dict.fromkeys(("phase_retrieval", "hdr"), {"zeta": 1.0}),
+    },
+    "mcg_official": {
+        **dict.fromkeys(("inpainting/random", "inpainting/box"), {"weight": 1.0, "projection": "hard", "level": "t", "clip": True}),
+        "tomography": {
+            "weight": 0.2, "weighting": "fbp", "projection": "sirt", "level": "clean", "order": "at_once", "snr": 0.16,
+            "form": "predictor_corrector",
+        },
+    },
+    "psld_official": {
+        **dict.fromkeys(("inpainting/random", "super_resolution", "gaussian_blur", "blur"), {"omega": 1.0, "gamma": 0.1}),
+        "inpainting/box": {"omega": 0.1, "gamma": 0.01},
+    },
+    "psld_official_ldm": {
+        **dict.fromkeys(("inpainting/random", "inpainting/box", "gaussian_blur", "blur"), {"omega": 0.1, "gamma": 0.1}),
+        "super_resolution": {"omega": 0.9, "gamma": 0.1},
+    },
+}  # fmt: skip
+SAME = {
+    "dps_official": DPS(variant="official", norm="all"),
+    "mcg_official": MCG(gradient="norm"),
+    "psld_official": PSLD(gluing="official", fresh_noise=True, norm="all", eta=0.0),
+    "psld_official_ldm": PSLD(gluing="official", fresh_noise=True, norm="all", eta=0.0),
+}
+
+
+@pytest.mark.parametrize(("sampler", "operator"), [(s, o) for s in PUBLISHED for o in PUBLISHED[s]])
+def test_published_settings(sampler, operator):
+    name, _, kind = operator.partition("/")
+    config = load("photo_inpaint", [f"sampler={sampler}", f"operator={name}", *([f"operator.kind={kind}"] if kind else [])])
+    assert config.sections["sampler"].build() == replace(SAME[sampler], **PUBLISHED[sampler][operator])
+    levels = config.sections["schedule"].build().levels()
+    if operator == "tomography":
+        # Even in log(sigma), from 378 to 0.01 of images in [0, 1].
+        grid = [756 * (0.02 / 756) ** (k / 1999) for k in range(2000)]
+        assert [t.sigma for t in levels] == pytest.approx([*grid, 0.0], rel=2e-5)
+    else:
+        ends = {"psld_official": (0.00085, 0.012, 2), "psld_official_ldm": (0.0015, 0.0195, 2)}.get(sampler, (1e-4, 0.02, 1))
+        bars = alpha_bars(*ends[:2], 1000, ends[2])
+        assert [t.alpha**2 for t in levels] == pytest.approx([*reversed(bars), 1.0], rel=1e-12)
+    told = " ".join(line[2:] for line in show(config).splitlines() if line.startswith("# "))
+    assert "authors'" in told or "the code" in told
+    strength = {"dps_official": "zeta", "mcg_official": "weight"}.get(sampler, "omega")
+    changed = show(load("photo_inpaint", [f"sampler={sampler}", f"sampler.{strength}=7"]))
+    assert "authors" not in changed and "the code" not in changed
+
+
+@pytest.mark.parametrize(("sampler", "preset"), [
+    ("dps_official", "photo_random"), ("dps_official", "photo_sr4"), ("mcg_official", "photo_inpaint"), ("mcg_official", "photo_ct"),
+    ("psld_official", "glyph_random"), ("psld_official", "glyph_deblur"), ("psld_official_ldm", "glyph_sr4"),
+])  # fmt: skip
+def test_published_settings_run(sampler, preset, priors):
+    # The shipped networks have no learned variance, and the levels of tomography need more than two steps.
+    short = {"dps_official": ["sampler.variance=posterior"]}.get(sampler, [])
+    steps = 20 if preset == "photo_ct" else 2
+    assert torch.isfinite(run(preset, [f"sampler={sampler}", f"schedule.steps={steps}", *short], priors)).all()
