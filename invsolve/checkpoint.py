@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from invsolve.noise import Noise, Row
 
 
 def _feed(digest: Any, value: Any) -> None:
-    """Feeds what a component is made of: its type, numbers, strings and tensors, at any depth; never its caches."""
+    """Feeds what a component is made of: its type, numbers, strings, arrays and tensors as they are now, at any depth; no caches."""
     digest.update(type(value).__qualname__.encode())
     if isinstance(value, Tensor):
         held = value.detach().cpu().contiguous()
@@ -34,9 +35,15 @@ def _feed(digest: Any, value: Any) -> None:
         for key in sorted(value, key=str):
             digest.update(repr(key).encode())
             _feed(digest, value[key])
+    elif isinstance(value, (np.ndarray, np.generic)):
+        digest.update(repr((value.shape, value.dtype)).encode() + np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, (set, frozenset)):
+        _feed(digest, sorted(map(repr, value)))
     elif isinstance(value, torch.nn.Module):
-        _feed(digest, value.state_dict())
+        _feed(digest, {**dict(value.named_parameters()), **dict(value.named_buffers())})
         _feed(digest, {k: v for k, v in vars(value).items() if isinstance(v, (int, float, str, tuple))})
+        for name, part in value.named_modules():  # and what lies in no table of weights
+            _feed(digest, {f"{name}.{k}": v for k, v in vars(part).items() if isinstance(v, (Tensor, np.ndarray))})
     elif hasattr(value, "__dict__"):
         # A cache fills as a run goes on, and counters count it.
         _feed(digest, {k: v for k, v in vars(value).items() if k not in ("_cache", "_times", "calls", "_run")})
@@ -63,9 +70,10 @@ def fingerprint(
             likelihood.image_shape
         )
         behaviour = operator.A(probe)
-    network = [known or getattr(prior, "network", None)]
+    # The weights as they are, and not the checksum of the files that they came from: they may have been changed in place since.
     inner, codec = getattr(prior, "prior", prior), getattr(prior, "autoencoder", None)
-    network += [getattr(inner, name, None) for name in ("precision", "channels_last", "prediction", "table", "embedding", "guidance")]
+    network = getattr(inner, "network", None) if known else None
+    parts = [getattr(inner, name, None) for name in ("precision", "channels_last", "prediction", "table", "embedding", "guidance")]
     return {
         "sampler": repr(sampler),
         "schedule": of([(*m.t, *m.s) for m in steps]),
@@ -73,8 +81,7 @@ def fingerprint(
         "rows": repr(list(rows)),
         "shape": repr((shape, dtype)),
         "measurement": of([likelihood, behaviour]),
-        # The checksum is that of the files that the network came from; the autoencoder may be another.
-        "prior": of([network, codec if known else prior]),
+        "prior": of([known, network, *parts, prior if network is None else codec]),
         "torch": str(torch.__version__),
     }
 
@@ -114,7 +121,7 @@ class Checkpoint:
 
     @property
     def chunk(self) -> int:
-        """Rows in a chunk: those of the run that began the file, whatever memory is free now."""
+        """Rows in a chunk: those of the run that began the file, whatever the limit of memory is now."""
         return int(self.content["chunk"])
 
     def finished(self, number: int) -> Tensor | None:

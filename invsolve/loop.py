@@ -54,12 +54,13 @@ def sample(
         shape: of one signal, where neither measurement nor prior tells.
         dtype: of the state; by default that of the network's weights, else of y.
         progress: a bar with the time left and the running residual ||y - A x0_hat|| / (sigma sqrt(m)).
-        observe: called after every step with an Event; may have methods `finish` (see `samplers.State`) and `read`, which gets
-            the running residuals (see `monitor.Residuals`).
-        memory_gb: limit on what one chunk of samples may take; by default half of what is free.
+        observe: called after every step with an Event; may have methods `finish` (see `samplers.State`), `read`, which gets
+            the running residuals (see `monitor.Residuals`), and `begin`, which gets the rows of one pass before the first.
+        memory_gb: limit on what one chunk of samples may take; by default 4 (`invsolve.resources.MEMORY_GB`). It divides the
+            rows, which changes results by rounding; the free memory does not, but a chunk that is too large for it is refused.
         checkpoint: a file that makes the call resumable: finished chunks and, every `checkpoint_every` steps, the
             running one are saved there, and a later identical call continues bit for bit. It is left in place.
-        noise_device: "cpu" draws the same numbers on every machine, "device" draws them on the accelerator.
+        noise_device: "cpu" draws the same numbers, bit for bit, on every machine, "device" draws them on the accelerator.
 
     Returns (B, n, *X) on the prior's device, in the prior's range ([-1, 1] for images), not clamped.
     Raises ValueError for shapes, ids or levels that do not fit, TypeError (`samplers.base.Unfit`) for an operator or likelihood
@@ -87,6 +88,8 @@ def sample(
                 checkpoint, fingerprint(sampler, target, steps, seed, rows, signal, dtype, noise_device), checkpoint_every, chunk
             )
             chunk = store.chunk
+        if begin := getattr(observe, "begin", None):
+            begin(chunk)
         done: list[Tensor] = []
         with _bar(len(steps) * -(-len(rows) // chunk), type(sampler).__name__, progress) as bar:
             for first in range(0, len(rows), chunk):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invsolve.levels import Level
 from invsolve.priors.recompute import saved_bytes
+from invsolve.resources import MEMORY_GB
 from invsolve.reverse import linearize
 
 # Below this many bytes of activations per byte of signal, no network of pixels we know of needs to be measured.
@@ -19,16 +20,17 @@ _GENEROUS = 6000
 _REFERENCES = Path("/proc/self/clear_refs")
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device now."""
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on the device now, with what torch holds of a GPU and does not use; None where it is not known."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    return 4 << 30
+    return None
 
 
 def activation_bytes(prior: Any, x: Tensor, t: Level) -> int:
@@ -58,21 +60,33 @@ def rows_that_fit(
 ) -> int:
     """The largest chunk of rows (at most `rows`) whose activations stay within the limit; at least 1.
 
-    memory_gb is the limit, by default half of what is free. The prior is measured with one row, unless any prior of pixels
-    would fit.
-    Raises ValueError if memory_gb is not positive.
+    memory_gb is the limit, `MEMORY_GB` by default: the chunk depends on it, and never on the memory that happens to be free. The
+    prior is measured with one row, unless any prior of pixels would fit.
+    Raises ValueError if memory_gb is not positive, and if the chunk does not fit into what is free, with a limit that does.
     """
-    if memory_gb is not None and not memory_gb > 0:
+    memory_gb = MEMORY_GB if memory_gb is None else memory_gb
+    if not memory_gb > 0:
         raise ValueError(f"memory_gb={memory_gb}; a number > 0 is needed")
-    limit = memory_gb * 2**30 if memory_gb is not None else free_bytes(device) / 2
+    limit, free = memory_gb * 2**30, free_bytes(device)
     signal = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
     latent = getattr(target.prior, "autoencoder", None) is not None  # a code says nothing about the size of its image
-    if rows == 1 or (not latent and rows * signal * _GENEROUS <= limit):
+    generous = rows * signal * _GENEROUS
+    all_fit = rows == 1 or (not latent and generous <= limit)
+    if rows == 1 or (all_fit and (free is None or generous <= free)):
         return rows
     x = torch.zeros((1, *shape), dtype=dtype, device=device)
     # Activations, the gradients that replace them, about ten signals of the sampler, and two blocks of noise.
     needed = 1.5 * activation_bytes(target.prior, x, t) + 42 * signal
-    return max(1, min(rows, int(limit // needed)))
+    chunk = rows if all_fit else max(1, min(rows, int(limit // needed)))
+    if free is not None and chunk * needed > free:
+        taken = f"a pass of {chunk} row{'s' if chunk > 1 else ''} takes about {_gib(chunk * needed)}, and {_gib(free)} are free on {device}"
+        fits = f"memory_gb={math.floor(free / 2**30 * 900) / 1000:g} fits" if 1.2 * needed <= free else "not one row fits"
+        raise ValueError(f"{taken}; {fits} (memory_gb={memory_gb:g} now)")
+    return chunk
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.3g} GiB"
 
 
 def reset_peak(device: torch.device) -> None:

@@ -69,6 +69,11 @@ class Residuals:
 
     def __init__(self) -> None:
         self.kept: dict[Row, list[tuple[int, float]]] = {}
+        self.rows_per_pass = 0
+
+    def begin(self, rows: int) -> None:
+        """Keeps how many rows a pass through the prior holds."""
+        self.rows_per_pass = rows
 
     def __call__(self, event: Event) -> None:
         """The readings come by `read`."""

@@ -2,18 +2,19 @@
 
 Streams are drawn on the CPU by default, so that they do not depend on the accelerator, and in single precision whatever
 the precision of the run, so that runs in float32 and float64 see the same noise; numbers for a block of steps are drawn
-at once and moved in one copy.
+at once and moved in one copy. On the CPU they are the same to the last bit on every machine (`operators.streams`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from operators.streams import generator
+from operators.streams import generator, standard_normal
 
 Row = tuple[int | str, int]
 """(image id, sample index)."""
@@ -36,7 +37,7 @@ class Noise:
         seed: root seed of the run.
         rows: one (image id, sample index) for each row of the batch; ids are ints or strings.
         dtype, device: of the numbers handed out.
-        where: "cpu" (the same numbers on every machine) or "device" (faster for large images on an accelerator;
+        where: "cpu" (the same numbers, bit for bit, on every machine) or "device" (faster for large images on an accelerator;
             the numbers then depend on its kind).
         block: draws made at once for signals of moderate size; part of what fixes the stream.
     """
@@ -75,17 +76,18 @@ class Noise:
 
     def _draw(self, shape: tuple[int, ...], number: int, length: int) -> Tensor:
         on_device = self.where == "device" and self.device.type != "cpu"
-        made_on = self.device if on_device else torch.device("cpu")
-        pinned = self.device.type == "cuda" and not on_device
-        out = torch.empty((length, len(self.rows), *shape), dtype=torch.float32, device=made_on, pin_memory=pinned)
         label = "x".join(map(str, shape))
-        for b, (image, k) in enumerate(self.rows):
-            source = generator(self.seed, image, k, label, number)
-            if on_device:
+        sources = [generator(self.seed, image, k, label, number) for image, k in self.rows]
+        if not on_device:
+            drawn = standard_normal(length * math.prod(shape), sources).unflatten(1, (length, *shape)).transpose(0, 1)
+            # One block of memory that a copy to the accelerator need not wait for.
+            out = torch.empty(drawn.shape, dtype=drawn.dtype, pin_memory=self.device.type == "cuda").copy_(drawn)
+        else:
+            out = torch.empty((length, len(self.rows), *shape), dtype=torch.float32, device=self.device)
+            for b, source in enumerate(sources):
                 device_source = torch.Generator(self.device)
                 device_source.manual_seed(source.initial_seed())
-                source = device_source
-            out[:, b] = torch.randn((length, *shape), dtype=torch.float32, device=made_on, generator=source)
+                out[:, b] = torch.randn((length, *shape), dtype=torch.float32, device=self.device, generator=device_source)
         return out.to(self.device, non_blocking=True).to(self.dtype)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from operators.streams import generator
+from operators.streams import generator, standard_normal
 
 EVALUATION_SEED = 20_000
 """Phantoms of this seed are never trained on: every score on phantoms is measured on them."""
@@ -35,7 +35,7 @@ class _Draw:
         return low + (high - low) * float(torch.rand((), generator=self.rng))
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.rng)
+        return standard_normal(math.prod(shape), [self.rng]).reshape(shape)
 
     def chance(self, probability: float) -> bool:
         return self.uniform(0, 1) < probability

@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,7 @@ class Reconstruction:
             outcome.checkpoints.append(path)
         facts: dict[str, Any] = {"seconds": round(outcome.seconds / len(items), 3), "network_calls": outcome.calls}
         facts |= {"device": str(self.device), "peak_memory_mb": memory.peak_megabytes(self.device)}
-        facts |= {"batch": len(items), "image_shape": list(shape)}
+        facts |= {"batch": len(items), "rows_per_pass": trace.rows_per_pass, "image_shape": list(shape)}
         self._gather(outcome, items, facts, operator, likelihood, samples, x, y, frames, watch, trace)
         return outcome
 
@@ -307,6 +308,7 @@ class Reconstruction:
             "versions": versions,
             "device": str(self.device),
             "device_name": torch.cuda.get_device_name(self.device) if cuda else platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),  # sums on the CPU round differently with their number
             "noise_device": self.settings.noise_device,
             "seed": self.settings.seed,
             "prior": self.config.sections["prior"].name,
@@ -369,15 +371,14 @@ class _Observers:
         for one in self.observers:
             one(event)
 
-    def read(self, *reading: Any) -> None:
+    def _tell(self, name: str, *told: Any) -> None:
         for one in self.observers:
-            if hasattr(one, "read"):
-                one.read(*reading)
+            if hasattr(one, name):
+                getattr(one, name)(*told)
 
-    def finish(self, rows: Sequence[Any], fields: dict[str, Any]) -> None:
-        for one in self.observers:
-            if hasattr(one, "finish"):
-                one.finish(rows, fields)
+    begin = partialmethod(_tell, "begin")
+    read = partialmethod(_tell, "read")
+    finish = partialmethod(_tell, "finish")
 
 
 def as_float(y: Tensor) -> Tensor:

@@ -1,8 +1,12 @@
-"""Where the presets, priors and photographs lie: in the checkout, or inside the installed package."""
+"""Where the presets, priors and photographs lie, in the checkout or inside the installed package; and what a run may take."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+# GiB that the activations of one pass through the prior may take unless told otherwise. A constant: how the rows of a run are
+# divided belongs to what the run is, as sums over other numbers of rows round differently, and not to what else is in memory.
+MEMORY_GB = 4.0
 
 _PACKAGE = Path(__file__).resolve().parent
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 # Settings that change how fast or where a result is computed, or what is shown meanwhile, but not which run it is.
-_IMMATERIAL = ("device", "out", "batch", "memory_gb", "checkpoint_every", "progress", "prior.checkpointing", "data.shard")
+_IMMATERIAL = ("device", "out", "batch", "checkpoint_every", "progress", "data.shard")
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """(key, old value, new value) of the first key in which two configurations are different runs, or None.
 
-    Both as from `Config.as_dict`; the keys that do not change results (device, out, progress, memory) are not compared.
+    Both as from `Config.as_dict`; the keys that do not change results (device, out, progress and the like) are not compared.
     """
     flat = [{key: value for key, value in flatten(tree) if not _immaterial(key)} for tree in (old, new)]
     for key in dict.fromkeys([*flat[1], *flat[0]]):

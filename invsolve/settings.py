@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from invsolve.resources import MEMORY_GB
 from invsolve.schema import ConfigError
 
 
@@ -13,9 +14,10 @@ class Settings:
     """What a run needs beside its components.
 
     ``samples``: posterior samples per image. ``seed``: of the measurement noise and of the sampling. ``out``: the output
-    folder (default ``runs/<name of the preset or file>``). ``batch``: images sampled at once. ``memory_gb``: limit under
-    which samples are chunked. ``checkpoint_every``: save a half-finished trajectory every so many steps (0: never).
-    ``trajectory``: also write images/<id>/trajectory.gif. ``noise_device``: where the random numbers are drawn.
+    folder (default ``runs/<name of the preset or file>``). ``batch``: images sampled at once. ``memory_gb``: what the
+    activations of one pass of the network may take, which decides how many samples it holds. ``checkpoint_every``: save a
+    half-finished trajectory every so many steps (0: never). ``trajectory``: also write images/<id>/trajectory.gif.
+    ``noise_device``: where the random numbers are drawn.
     """
 
     samples: int = 4
@@ -23,7 +25,7 @@ class Settings:
     device: str = "auto"
     out: str | None = None
     batch: int = 4
-    memory_gb: float | None = None
+    memory_gb: float | None = MEMORY_GB
     checkpoint_every: int = 0
     trajectory: bool = False
     progress: bool = True
@@ -33,8 +35,10 @@ class Settings:
         for key, least in (("samples", 1), ("seed", 0), ("batch", 1), ("checkpoint_every", 0)):
             if getattr(self, key) < least:
                 raise ConfigError(f"{key} = {getattr(self, key)}: must be at least {least}")
-        if self.memory_gb is not None and self.memory_gb <= 0:
-            raise ConfigError(f"memory_gb = {self.memory_gb}: must be positive, or null for no limit")
+        if self.memory_gb is None:  # the default by its number, which belongs to what the run is
+            object.__setattr__(self, "memory_gb", MEMORY_GB)
+        elif not self.memory_gb > 0:
+            raise ConfigError(f"memory_gb = {self.memory_gb}: must be positive, or null for the default of {MEMORY_GB:g}")
 
 
 @dataclass(frozen=True)

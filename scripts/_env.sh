@@ -62,24 +62,32 @@ fingerprint() { # what an installation depends on
   { cat "$root/pyproject.toml" "$root/setup.py" && "$env_dir/bin/python" --version && echo "${INVSOLVE_TORCH_INDEX:-}"; } | cksum
 }
 
-install() { # install base|test
+floors() { # the lowest version that pyproject.toml allows of each package, as constraints of pip
+  "$env_dir/bin/python" "$root/scripts/_floors.py" "$root/pyproject.toml"
+}
+
+install() { # install base|test|oldest
   local now stamp
   now=$(fingerprint)
-  for stamp in "$1" test; do
+  for stamp in "$1" $([ "$1" = oldest ] || echo test); do
     if [ "$(cat "$env_dir/.installed-$stamp" 2>/dev/null)" = "$now" ]; then return; fi
   done
   echo "installing invsolve and what it needs (the first time torch is downloaded, which takes minutes)"
   local pip=("$env_dir/bin/python" -m pip install)
+  if [ "$1" = oldest ]; then
+    floors >"$env_dir/floors.txt" || fail "pyproject.toml has a requirement without a lowest version; the line above says which"
+    pip+=(-c "$env_dir/floors.txt")
+  fi
   if [ -n "${INVSOLVE_TORCH_INDEX:-}" ]; then
     "${pip[@]}" --index-url "$INVSOLVE_TORCH_INDEX" torch torchvision || fail "torch could not be installed from $INVSOLVE_TORCH_INDEX"
   fi
   local what=$root
-  if [ "$1" = test ]; then what="$root[test]"; fi
+  if [ "$1" != base ]; then what="$root[test]"; fi
   "${pip[@]}" -e "$what" || fail "the installation failed; the lines above say why"
   echo "$now" >"$env_dir/.installed-$1"
 }
 
-prepare() { # prepare base|test
+prepare() { # prepare base|test|oldest
   make_environment
   install "$1"
   cd "$root" || exit 1

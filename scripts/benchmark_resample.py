@@ -28,6 +28,7 @@ from invsolve.likelihoods import GaussianLikelihood
 from invsolve.priors import GaussianPrior, LatentPrior, LinearAutoencoder
 from invsolve.samplers import ReSample
 from invsolve.schedules import ScaledLinear
+from operators import generator
 
 SOLVERS: dict[str, dict[str, Any]] = {
     "prox": {"solver": "prox"},
@@ -45,6 +46,8 @@ def principal_components(count: int = 256, images: int = 1500) -> LatentPrior:
     variances = values[:count].square() / (images - 1)
     scale = variances.mean().sqrt()
     W = vectors[:count].mT
+    # Their signs are the library's choice, which the codes would follow, and with them what a seed draws.
+    W = W * (torch.randn(len(W), dtype=W.dtype, generator=generator(0, "signs")) @ W).sign()
     autoencoder = LinearAutoencoder((W * scale).float(), SHAPE, (count,), (W.mT / scale).float(), x.mean(0).float().reshape(SHAPE))
     return LatentPrior(GaussianPrior(torch.zeros(count), torch.diag(variances / scale**2).float()), autoencoder)
 

@@ -8,10 +8,10 @@ from problems import problem_16, problem_mixture
 
 from invsolve import Posterior, sample
 from invsolve.likelihoods import GaussianLikelihood
-from invsolve.priors import GaussianPrior
+from invsolve.priors import GaussianPrior, LatentPrior, LinearAutoencoder, NetworkPrior, PixelPrior, TrainingTable
 from invsolve.resources import resource
 from invsolve.samplers import DAPS, DPS, MCG, P2L, PSLD, PnPULA, ReSample, Unconditional
-from invsolve.schedules import DDPM
+from invsolve.schedules import DDPM, alpha_bars
 from operators import Matrix
 
 SAMPLERS = [
@@ -138,6 +138,57 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
     (tmp_path / "broken.pt").write_bytes(b"half a file")
     with pytest.raises(ValueError, match="is not a checkpoint that can be read"):
         run(DPS(), posterior, checkpoint=tmp_path / "broken.pt")
+
+
+class Held(PixelPrior):
+    """A prior around arrays of numpy, which has the checksum of a file and no network."""
+
+    image_shape, weights_sha256 = (1, 4, 4), "0" * 64
+
+    def __init__(self):
+        self.gain = np.full((4, 4), 0.5)
+
+    def denoise(self, x, t):
+        return x * torch.from_numpy(self.gain) / (t.alpha + t.sigma)
+
+
+class Buffered(torch.nn.Module):
+    """A network with weights of every kind: parameters, buffers in no state_dict, and bare tensors of a part of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Conv2d(1, 1, 1).double()
+        torch.nn.init.constant_(self.inner.weight, 0.5)
+        self.register_buffer("table", torch.ones(4, 4, dtype=torch.float64), persistent=False)
+        self.inner.bare = torch.ones(4, dtype=torch.float64)
+
+    def forward(self, x, time):
+        return torch.tanh(self.inner(x) * self.table * self.inner.bare)
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("where", ["weight", "table", "bare", "latent", "codec", "gain", "covariance"])
+def test_weights_that_were_changed_in_place_do_not_take_up_a_checkpoint(where, known, tmp_path):
+    """Whatever holds them, and also where the prior says from which file they came."""
+    posterior, file = problem_16(), tmp_path / "run.pt"
+    table, network = TrainingTable.from_alpha_bars(alpha_bars(1e-4, 2e-2, 1000)), Buffered()
+    codec = LinearAutoencoder(torch.eye(16, dtype=torch.float64), (1, 4, 4), (1, 4, 4))
+    pixels = NetworkPrior(network, table, "sample", channels=1)
+    priors = {"gain": Held(), "covariance": posterior.prior, "latent": LatentPrior(pixels, codec), "codec": LatentPrior(pixels, codec)}
+    prior = priors.get(where, pixels)
+    pixels.weights_sha256 = prior.weights_sha256 = "0" * 64 if known else ""
+    changed = {"weight": network.inner.weight, "latent": network.inner.weight, "table": network.table, "bare": network.inner.bare}
+    changed |= {"codec": codec.W, "covariance": posterior.prior._vectors}
+    target = Posterior(prior, posterior.likelihood)
+    expected = run(DPS(zeta=0.1), target, checkpoint=file)
+    assert torch.equal(run(DPS(zeta=0.1), target, checkpoint=file), expected)
+    if where == "gain":
+        prior.gain *= 0.5
+    else:
+        with torch.no_grad():
+            changed[where].mul_(0.5)
+    with pytest.raises(ValueError, match="belongs to another run: prior differ"):
+        run(DPS(zeta=0.1), target, checkpoint=file)
 
 
 def test_exact_posterior_of_several_measurements_runs_row_by_row():

@@ -1,6 +1,7 @@
 """The loop around the samplers: what it refuses, what it reports, and under which modes it runs."""
 
 import math
+import re
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from problems import DOUBLE, problem_16, problem_r1, randn
 
-from invsolve import Divergence, Posterior, Trajectory, sample
+from invsolve import Divergence, Posterior, Trajectory, memory, sample
 from invsolve.likelihoods import GaussianLikelihood, PoissonLikelihood
 from invsolve.memory import activation_bytes, rows_that_fit
 from invsolve.priors import GaussianPrior, NetworkPrior, TrainingTable
@@ -102,10 +103,11 @@ def test_a_deepinv_physics_gives_what_our_operator_gives():
 
 
 def test_observer_sees_every_step_and_trajectories_are_copies():
-    posterior, seen, keep = problem_16(rows=2), [], Trajectory(every=4, rows=[(1, 0)])
+    posterior, seen, events, keep = problem_16(rows=2), [], [], Trajectory(every=4, rows=[(1, 0)])
 
     def both(event):
         seen.append((event.index, event.move.t.sigma, tuple(event.rows)))
+        events.append(event)
         keep(event)
 
     draws = run(DPS(), posterior, n=2, observe=both)
@@ -113,8 +115,17 @@ def test_observer_sees_every_step_and_trajectories_are_copies():
     assert list(keep.frames) == [(1, 0)]
     frames = keep.frames[(1, 0)]
     assert [m.index for m, _ in frames] == [0, 4, 8, 12, 14]
-    # The last move of the ancestral step puts x at x0_hat, and the norm step adds at most zeta |A' r|/|r| to it.
-    assert float((frames[-1][1] - draws[1, 0]).norm()) < 1.0 + 1e-9
+    assert all(torch.equal(x0, events[m.index].x0_hat[2]) for m, x0 in frames)
+    # The last ancestral move puts x at x0_hat, and the norm step takes off zeta = 1 times the gradient -J' A' r / |r|.
+    (last, x0), cov = frames[-1], posterior.prior.cov
+    t = last.t
+    J = t.alpha * torch.linalg.solve(t.alpha**2 * cov + t.sigma**2 * torch.eye(16, dtype=DOUBLE), cov)
+    A = posterior.likelihood.operator.matrix
+    r = posterior.likelihood.y[1] - A @ x0.flatten()
+    assert torch.allclose(draws[1, 0].flatten(), x0.flatten() + J.mT @ A.mT @ r / r.norm(), rtol=0, atol=1e-10)
+    for event in events:
+        event.x0_hat.zero_()
+    assert all(bool(x0.any()) for _, x0 in frames)
 
 
 def test_divergence_names_step_level_image_and_cause():
@@ -264,6 +275,55 @@ def test_memory_measurement_counts_activations_and_not_weights():
     fits = rows_that_fit(target, (3, 64, 64), torch.float32, torch.device("cpu"), 100, 7.5 * per_row, level)
     assert fits == 7
     assert rows_that_fit(target, (3, 64, 64), torch.float32, torch.device("cpu"), 100, 1e-9, level) == 1
+
+
+def test_the_chunk_follows_the_limit_and_never_the_free_memory_which_refuses_what_does_not_fit(monkeypatch):
+    target, level, cpu = Posterior(network_prior()), STEPS.levels()[0], torch.device("cpu")
+    per_row = 1.5 * activation_bytes(target.prior, torch.zeros(1, 3, 64, 64), level) + 42 * 3 * 64 * 64 * 4
+
+    def rows(memory_gb=None, count=100):
+        return rows_that_fit(target, (3, 64, 64), torch.float32, cpu, count, memory_gb, level)
+
+    limit = 7.5 * per_row / 2**30
+    for free in (None, 8 * per_row, 1e15):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        assert rows(limit) == 7
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1e15)
+    plenty = rows(count=10**6)
+    assert plenty == int(4 * 2**30 // per_row)  # the default is a constant
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(1.01 * plenty * per_row))
+    assert rows(count=10**6) == plenty
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(0.99 * plenty * per_row))
+    with pytest.raises(
+        ValueError, match=rf"a pass of {plenty} rows takes about 4 GiB, and 3.96 GiB are free on cpu; memory_gb=\S+ fits"
+    ) as error:
+        rows(count=10**6)
+    assert "\n" not in str(error.value)
+    fits = float(re.search(r"memory_gb=(\S+) fits", str(error.value))[1])
+    assert rows(fits, 10**6) == pytest.approx(0.9 * 0.99 * plenty, rel=0.01)
+    # Few rows, which are not measured where there is room for any network: they are as many where there is less.
+    for free in (1e15, 3.1 * per_row):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        assert rows(count=3) == 3
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(0.5 * per_row))
+    with pytest.raises(ValueError, match=r"a pass of 1 row takes about .*; not one row fits"):
+        rows(1e-9)
+
+
+def test_observers_are_told_the_rows_of_a_pass():
+    class Told:
+        rows = None
+
+        def begin(self, rows):
+            self.rows = rows
+
+        def __call__(self, event):
+            assert len(event.rows) <= self.rows
+
+    for options, expected in (({}, 6), ({"memory_gb": 1e-9}, 1)):
+        told = Told()
+        run(DPS(), image_posterior(rows=2), n=3, observe=told, **options)
+        assert told.rows == expected
 
 
 def options_prior(**options):

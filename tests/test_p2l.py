@@ -97,17 +97,18 @@ def test_two_levels_of_tuning_against_adam_of_torch(prior, options, adam):
     unit = (CLASSES if with_classes else null).square().mean().sqrt() if "lr_unit" in options else 1.0
     c = nn.Parameter(null.repeat(3, 1))
     state, optimiser = setting.init(posterior, X), None
-    for move in moves(DDPM(steps=24))[8:10]:
+    for k, move in enumerate(moves(DDPM(steps=24))[8:10]):
         r2 = 0.25 * move.t.ratio**2 / (0.25 + move.t.ratio**2) if "spread" in options else 0.0
         if adam == "fresh" or optimiser is None:
             optimiser = torch.optim.Adam([c], lr=0.03 * float(unit))
-        for _ in range(4):
+        for i in range(4):
             c.grad = slope_of(state.x, move.t, c.detach(), y, math.sqrt(SIGMA**2 + r2))
             c.grad += options.get("penalty", 0.0) * (c.detach() - m) / variance
             optimiser.step()
+            if k == i == 0:  # Adam's first step is lr in every direction that has a slope: there is something to agree about
+                torch.testing.assert_close((c.detach() - null).abs(), 0.03 * float(unit) * torch.ones_like(c), rtol=1e-4, atol=0)
         state = setting.step(posterior, state, move, GivenNoise())
         torch.testing.assert_close(state.embedding, c.detach(), rtol=0, atol=1e-7)
-    assert float((c.detach() - null).abs().min()) > 1e-3
 
 
 def test_two_levels_of_tuning_among_classes_against_the_closed_form():

@@ -13,6 +13,8 @@ from invsolve import Posterior
 from invsolve.levels import CLEAN, Level
 from invsolve.likelihoods import GaussianLikelihood, PoissonLikelihood
 from invsolve.priors import GaussianMixturePrior, GaussianPrior, PixelPrior, Prior, StationaryGaussianPrior
+from invsolve.priors.analytic import symmetric_root
+from invsolve.problems import smooth_prior, two_modes
 from invsolve.reverse import linearize
 from operators import GaussianBlur, Identity, Inpainting, Matrix
 
@@ -579,3 +581,60 @@ def test_exact_posterior_of_a_complex_measurement():
     exact = Posterior(prior, GaussianLikelihood(Complex(), y, 0.4)).exact()
     mean, cov = information_form(prior.mean, prior.cov, torch.cat([B.real, B.imag]), torch.cat([y.real, y.imag], 1)[0], 0.4)
     assert torch.allclose(exact.mean[0], mean, atol=1e-12) and torch.allclose(exact.cov, cov, atol=1e-12)
+
+
+@pytest.fixture
+def other_eigenvectors(monkeypatch):
+    """torch.linalg.eigh as another processor may answer: other signs, and another basis where eigenvalues are equal."""
+    plain = torch.linalg.eigh
+
+    def eigh(matrix):
+        values, vectors = plain(matrix)
+        flat, bases = values.reshape(-1, values.shape[-1]), vectors.clone().reshape(-1, *vectors.shape[-2:])
+        for row, basis in zip(flat, bases, strict=True):
+            close = (row.diff() > 1e-9 * row[-1].abs()).long()
+            ends = [0, *(1 + close.nonzero().flatten()).tolist(), len(row)]
+            for a, b in zip(ends, ends[1:], strict=False):
+                basis[:, a:b] = -basis[:, a:b] @ torch.linalg.qr(randn(b - a, b - a, seed=a))[0].to(basis)
+        return torch.return_types.linalg_eigh((values, bases.reshape(vectors.shape)))
+
+    return lambda: monkeypatch.setattr(torch.linalg, "eigh", eigh)
+
+
+def test_draws_do_not_depend_on_the_choice_of_eigenvectors(other_eigenvectors):
+    """Signs, the basis of equal eigenvalues, and that of a null space, whose eigenvalues are rounding and not 0."""
+    full, low = covariance(6, 1), randn(6, 2, seed=2)
+    spherical = 0.3 * torch.eye(6, dtype=DOUBLE)
+    covs = torch.stack([full, low @ low.mT, spherical])
+
+    def draws():
+        each = [GaussianPrior(randn(6, seed=4), cov).draw(20, seed=5) for cov in covs]
+        mixture = GaussianMixturePrior([0.2, 0.5, 0.3], randn(3, 6, seed=6), covs)
+        single = GaussianPrior(torch.zeros(6), full.float()).draw(20, seed=5).double()
+        operator = Matrix(randn(3, 6, seed=7), (6,))
+        exact = Posterior(
+            GaussianPrior(torch.zeros(6, dtype=DOUBLE), full), GaussianLikelihood(operator, randn(2, 3, seed=8), 1e-9)
+        ).exact()
+        return [*each, mixture.draw(20, seed=5), exact.draw(20, seed=5)], single
+
+    before, single = draws()
+    other_eigenvectors()
+    after, of_single = draws()
+    for a, b in zip(before, after, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
+    assert torch.allclose(single, of_single, rtol=0, atol=1e-5)
+
+
+def test_two_modes_do_not_depend_on_the_choice_of_eigenvectors(other_eigenvectors):
+    prior, operator = smooth_prior((1, 4, 4)).dense(), Inpainting((1, 4, 4), kind="box", size=2, seed=0)
+    before = two_modes(prior, operator, 0.05).means
+    other_eigenvectors()
+    assert torch.allclose(two_modes(prior, operator, 0.05).means, before, rtol=0, atol=1e-10)
+
+
+def test_the_root_of_a_covariance_is_a_root_and_has_no_noise_in_the_null_space():
+    low = randn(6, 2, seed=2)
+    root = symmetric_root(*torch.linalg.eigh(low @ low.mT))
+    assert torch.allclose(root @ root, low @ low.mT, rtol=0, atol=1e-12) and torch.equal(torch.linalg.matrix_rank(root), torch.tensor(2))
+    out = torch.linalg.svd(low).U[:, 2:]
+    assert float((out.mT @ root).abs().max()) < 1e-14

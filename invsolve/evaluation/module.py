@@ -26,8 +26,9 @@ class ReconstructionModule(LightningModule):
         samples, seed, memory_gb, checkpoint_every, trajectory, noise_device: see `invsolve.config.Settings`.
 
     `predict_step` returns an `Outcome`: what was sampled, and what failed, by id. It does not matter to the result on how many
-    devices the Trainer runs. Precision belongs to the prior (`precision: bf16`); a Trainer with precision bf16 sets it, and
-    nothing but the network runs in bf16. Raises ConfigError as `invsolve run` does.
+    devices the Trainer runs: to the last bit where a process has as many CPU threads as before (set OMP_NUM_THREADS; without it
+    ranks share the cores), else up to rounding. Precision belongs to the prior (`precision: bf16`); a Trainer with precision
+    bf16 sets it, and nothing but the network runs in bf16. Raises ConfigError as `invsolve run` does.
     """
 
     def __init__(

@@ -35,6 +35,16 @@ def _symmetric(cov: Tensor, what: str) -> tuple[Tensor, Tensor]:
     return values.clamp_min(0), vectors
 
 
+def symmetric_root(values: Tensor, vectors: Tensor) -> Tensor:
+    """V sqrt(L) V^T from eigenvalues (..., n) >= 0 and eigenvectors (..., n, n): the root that no choice of eigenvectors changes.
+
+    Their signs, and their basis where eigenvalues are equal, differ between processors and libraries, and with them V sqrt(L).
+    Eigenvalues that rounding may have made, up to n eps of the largest, count as zero, or their root would be noise of 1e-8.
+    """
+    rounding = values.shape[-1] * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
+    return (vectors * torch.where(values > rounding, values, 0).sqrt()[..., None, :]) @ vectors.mT
+
+
 class GaussianMixturePrior(PixelPrior):
     """A mixture of Gaussians, sum_k weights_k N(means_k, covs_k).
 
@@ -153,7 +163,7 @@ class GaussianMixturePrior(PixelPrior):
         rows, shape = len(torch.broadcast_tensors(self._weights[:, :1], self._means[:, :1, 0])[0]), self.image_shape or ()
         weights, means = self._weights.expand(rows, -1), self._means.expand(rows, -1, -1)
         out = torch.empty((rows, n, math.prod(shape)), dtype=means.dtype, device=means.device)
-        roots = self._vectors * self._values.sqrt()[:, None, :]
+        roots = symmetric_root(self._values, self._vectors)
         for b in range(rows):
             source = Noise(seed, [(f"draw {b}", k) for k in range(n)], dtype=out.dtype, device=out.device, block=1)
             z = source.normal(out.shape[2:])

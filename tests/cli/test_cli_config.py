@@ -6,9 +6,9 @@ from typing import Literal
 import pytest
 
 from invsolve import schema, tables
-from invsolve.config import ConfigError, difference, load, show
+from invsolve.config import ConfigError, difference, identity, load, show
 from invsolve.outputs import RunFolder
-from invsolve.resources import resource
+from invsolve.resources import MEMORY_GB, resource
 
 
 def values(config, group):
@@ -80,10 +80,16 @@ def test_show_states_the_units_of_sigma():
 
 def test_difference_ignores_what_does_not_change_results():
     plain = load("photo_sr4").as_dict()
-    same = load("photo_sr4", ["device=cuda", "out=elsewhere", "progress=false", "memory_gb=3", "batch=1"]).as_dict()
+    same = load("photo_sr4", ["device=cuda", "out=elsewhere", "progress=false", "batch=1"]).as_dict()
     assert difference(plain, same) is None
     other = load("photo_sr4", ["sampler.zeta=0.5", "seed=1"]).as_dict()
     assert difference(plain, other) == ("sampler.zeta", plain["sampler"]["zeta"], 0.5)
+
+
+def test_the_memory_that_divides_the_rows_belongs_to_the_run_and_its_default_is_a_number():
+    plain, null, other = (load("photo_sr4", [f"memory_gb={value}"] if value else []) for value in ("", "null", "3"))
+    assert plain.settings.memory_gb == null.settings.memory_gb == MEMORY_GB and identity(plain) == identity(null) != identity(other)
+    assert difference(plain.as_dict(), other.as_dict()) == ("memory_gb", MEMORY_GB, 3)
 
 
 @pytest.mark.parametrize("group", ["operator", "noise", "schedule", "sampler", "data"])

@@ -52,6 +52,7 @@ def test_folder_content(small, cli, work):
     assert manifest["finished"] == list("abcd") and manifest["weights_sha256"] == "0" * 64 and manifest["seed"] == 0
     assert set(manifest["versions"]) >= {"invsolve", "torch", "deepinv", "diffusers", "python"}
     assert manifest["images"]["a"]["network_calls"]["forward"] == 8 and manifest["images"]["a"]["seconds"] > 0
+    assert manifest["images"]["a"]["rows_per_pass"] == 3 * manifest["images"]["a"]["batch"]
 
     assert load(folder / "config.yaml").as_dict() == load(small, ["trajectory=true"]).as_dict() | {"out": "runs/small"}
 
@@ -155,7 +156,7 @@ def test_another_configuration_is_refused_and_nothing_touched(small, cli, work):
 
 def test_settings_that_change_no_result_go_on_in_the_same_folder(small, cli, sampled_ids):
     cli("run", small, "data.indices=0")
-    assert cli("run", small, "data.indices=0", "batch=1", "memory_gb=2", "progress=true").code == 0
+    assert cli("run", small, "data.indices=0", "batch=1", "progress=true").code == 0
     assert len(sampled_ids) == 1
 
 
