@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -56,7 +57,9 @@ class _Wrapped(Operator):
         """The physics with its tensors in a precision; deepinv's own refuse or round inputs of another."""
         buffers = [b for b in self.physics.buffers() if b.is_floating_point() or b.is_complex()]
         present = {precision(b) for b in buffers if b.ndim}
-        present |= {REAL.get(v, v) for m in self.physics.modules() for k, v in vars(m).items() if k == "dtype" and isinstance(v, torch.dtype)}
+        present |= {
+            REAL.get(v, v) for m in self.physics.modules() for k, v in vars(m).items() if k == "dtype" and isinstance(v, torch.dtype)
+        }
         if present <= {dtype}:
             return self.physics
         if dtype not in self._copies:
@@ -77,23 +80,25 @@ class _Wrapped(Operator):
     def _working(self, dtype: torch.dtype, device: torch.device) -> Mode:
         own = next((precision(b) for b in self.physics.buffers() if (b.is_floating_point() or b.is_complex()) and b.ndim), torch.float32)
         refusal: Exception | None = None
-        for lifted in (False, True):
-            for work in dict.fromkeys((dtype, own, torch.float32, torch.float64)):
-                try:
-                    mode = Mode(self._in(work), work, lifted)
-                    y: Any = mode.physics.A(mode.take(torch.zeros(1, *self.image_shape, dtype=work, device=device), image=True))
-                    if self.linear and isinstance(y, Tensor):
-                        mode.physics.A_adjoint(y)
-                except Exception as error:  # noqa: BLE001 - a foreign physics may raise anything; none may work
-                    refusal = refusal or error
-                    continue
-                if not isinstance(y, Tensor):
-                    raise ValueError(
-                        f"{type(self.physics).__name__} gives a {type(y).__name__}; only tensor measurements are supported"
-                        " (operators.stack joins the parts of a stacked physics into one)"
-                    )
-                if precision(y) == work:
-                    return mode
+        # Parameters per sample turn one image into as many measurements, or are taken with as many images only.
+        batches = dict.fromkeys([1, *(b.shape[0] for b in self.physics.buffers() if b.ndim >= 3)])
+        for lifted, rows, work in itertools.product((False, True), batches, dict.fromkeys((dtype, own, torch.float32, torch.float64))):
+            try:
+                mode = Mode(self._in(work), work, lifted)
+                y: Any = mode.physics.A(mode.take(torch.zeros(rows, *self.image_shape, dtype=work, device=device), image=True))
+                if self.linear and isinstance(y, Tensor):
+                    mode.physics.A_adjoint(y)
+            except Exception as error:  # noqa: BLE001 - a foreign physics may raise anything; none may work
+                refusal = refusal or error
+                continue
+            if not isinstance(y, Tensor):
+                raise ValueError(
+                    f"{type(self.physics).__name__} gives a {type(y).__name__}; only tensor measurements are supported"
+                    " (operators.stack joins the parts of a stacked physics into one)"
+                )
+            if precision(y) == work:
+                self._rows = y.shape[0]
+                return mode
         raise ValueError(
             f"{type(self.physics).__name__} does not take images {(1, *self.image_shape)}: {' '.join(str(refusal).split())}"
         ) from refusal
@@ -128,7 +133,9 @@ class _Wrapped(Operator):
         self._guarded = claims.writes(lambda t: self._mode(t).physics.A(self._mode(t).take(t, image=True)), x, w)
         y = self._forward(x)
         if claims.off(self._forward(x), y) > _ROUNDING:
-            raise ValueError(f"{name} measures the same image differently each time; A must be deterministic (noise belongs to noise_model)")
+            raise ValueError(
+                f"{name} measures the same image differently each time; A must be deterministic (noise belongs to noise_model)"
+            )
         if self._rows == 1 and claims.off(torch.cat([self._forward(row) for row in x.split(1)]), y) > _ROUNDING:
             raise ValueError(f"{name} measures the images of a batch otherwise than each alone; samples must be independent of each other")
 
@@ -174,9 +181,8 @@ class _Wrapped(Operator):
         if self.measurement_shape is None:
             like = next((b for b in self.physics.buffers() if b.is_floating_point() and b.ndim), torch.zeros(()))
             with claims.quietly():
-                y = self._forward(like.new_zeros(1, *self.image_shape))
-            # Parameters per sample turn one image into as many measurements.
-            self._rows, self.measurement_shape = y.shape[0], tuple(y.shape[1:])
+                self._mode(like)
+                self.measurement_shape = tuple(self._forward(like.new_zeros(self._rows, *self.image_shape)).shape[1:])
         shape: tuple[int, ...] = self.measurement_shape
         return shape
 
@@ -195,7 +201,9 @@ class _Wrapped(Operator):
 
     def select(self, index: Tensor) -> Operator:
         """Rows `index` of parameters given per sample (buffers such as mask, filter or coil_maps, of more than one row)."""
-        held = {name: b for name, b in self.physics.named_buffers(recurse=False) if b.ndim >= 3 and self._rows > 1 and b.shape[0] == self._rows}
+        held = {
+            name: b for name, b in self.physics.named_buffers(recurse=False) if b.ndim >= 3 and self._rows > 1 and b.shape[0] == self._rows
+        }
         if "filter" in held:
             # From which the physics computes the others.
             held = {"filter": held["filter"]}
@@ -290,7 +298,18 @@ class WrappedLinearOperator(_Wrapped, LinearOperator):
                 finally:
                     self.image_shape = known
         assert self._found is not None
+        if self._found.nonlinearity > _ROUNDING:
+            raise ValueError(
+                f"{type(self.physics).__name__} says that it is linear, but is not (relative error {self._found.nonlinearity:.1e});"
+                " pass image_shape to as_operator, which then takes it as not linear"
+            )
         return self._found
+
+    def image_shape_for(self, y: Tensor) -> tuple[int, ...]:
+        """As of any wrapper; ValueError if the physics is then found not to be linear."""
+        shape = super().image_shape_for(y)
+        self._checked(shape)
+        return shape
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

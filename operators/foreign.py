@@ -12,6 +12,7 @@ from torch import Tensor
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 REAL = {long: short for short, long in COMPLEX.items()}
 
+
 def stated_shape(physics: Physics) -> tuple[int, ...] | None:
     """The image shape that the physics states, or None. Classes of deepinv mean different things by `img_size`."""
     if isinstance(physics, (MRI, MultiCoilMRI)):
@@ -40,6 +41,7 @@ def hidden_by(physics: Physics) -> Tensor | None:
 
 
 def duplicate(physics: Physics) -> Physics:
+    """A copy, whatever generators it holds."""
     try:
         return copy.deepcopy(physics)
     except (TypeError, RuntimeError):
@@ -75,6 +77,7 @@ def converted(physics: Physics, dtype: torch.dtype) -> Physics:
 
 
 def precision(t: Tensor) -> torch.dtype:
+    """The precision of t, for complex numbers that of their parts."""
     return t.real.dtype if t.is_complex() else t.dtype
 
 
@@ -86,5 +89,6 @@ class Mode(NamedTuple):
     lifted: bool
 
     def take(self, t: Tensor, image: bool) -> Tensor:
+        """`t` as the physics takes it: in its precision, and an image complex where it wants that."""
         dtype = COMPLEX.get(self.dtype, torch.complex64) if t.is_complex() or (image and self.lifted) else self.dtype
         return t.to(dtype)

@@ -102,7 +102,8 @@ def motion_kernel(taps: int = 61, intensity: float = 0.5, seed: int = 0) -> Tens
     tangled one. The path's mean over time lies on the centre tap, so the blur does not shift the image; the path is shortened
     if it would leave the square, and each of its 32 taps points is shared among its four neighbours (bilinear). Our own
     family of kernels, of the kind of DPS's motion blur (Chung et al., arXiv:2209.14687, App. D: 61 x 61, intensity 0.5), which
-    comes from another generator.
+    comes from another generator. DPS's official code correlates with its kernel (torch's conv2d), where ours is convolved: one
+    of its kernels, given as a tensor or a file, must be turned by 180 degrees (`kernel.flip(0, 1)`) to give its measurement.
 
     Raises ValueError unless taps is odd and intensity lies in (0, 1].
     """
