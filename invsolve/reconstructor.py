@@ -7,15 +7,17 @@ from typing import Any, Literal
 
 import torch
 from deepinv.models import Reconstructor
+from deepinv.physics.noise import GaussianNoise, PoissonGaussianNoise, PoissonNoise, ZeroNoise
 from torch import Tensor
 
-from invsolve.likelihoods import GaussianLikelihood
+from invsolve.likelihoods import GaussianLikelihood, MeasuredLikelihood, PoissonLikelihood
 from invsolve.loop import sample
+from invsolve.poisson_gaussian import PoissonGaussianLikelihood
 from invsolve.posterior import Posterior
 from invsolve.priors.base import Prior
 from invsolve.samplers.base import Sampler
 from invsolve.schedules import Schedule
-from operators import as_operator, from_callable
+from operators import Operator, as_operator, from_callable
 
 
 class SamplerReconstructor(Reconstructor):
@@ -25,14 +27,17 @@ class SamplerReconstructor(Reconstructor):
         sampler, prior, schedule: as for `invsolve.sample`.
         n: samples for each measurement.
         estimate: "mean" of the n, or the first, a single "sample"; "all" gives (B, n, C, H, W), which deepinv's metrics do not take.
-        sigma: standard deviation of the noise of y, in the units of y; by default that of the physics' noise model.
+        sigma: standard deviation of Gaussian noise of y, in the units of y, whatever the physics' noise model is; by default
+            the likelihood is that of the noise model: deepinv's GaussianNoise, or, for images in [0, 1], its PoissonNoise
+            (normalised) and PoissonGaussianNoise, which have our gain and sigma.
         range: "unit" for images in [0, 1], as most of deepinv's are; "signed" for [-1, 1].
         image_shape: (C, H, W), where the physics does not state it; by default that of `physics.A_adjoint(y)`.
         seed, ids: seed of the sampling, and a prefix for the names of the rows, so that two calls draw different noise:
             each call numbers its rows on from where the last one ended. `reset` begins again.
 
     A physics A on images u in [0, 1] is one on x = 2 u - 1 after y -> 2 y - A(1) where it is linear (with A(0) = 0), with twice the
-    sigma; any other is composed with x -> (x + 1) / 2. Raises ValueError for a physics without a Gaussian noise model and no sigma.
+    sigma; any other is composed with x -> (x + 1) / 2. Without sigma, raises ValueError for any other noise model (subclasses of
+    these three too, and none or ZeroNoise: y without noise has no likelihood), and for one with a level per measurement or pixel.
     """
 
     def __init__(
@@ -73,18 +78,47 @@ class SamplerReconstructor(Reconstructor):
         drawn = drawn if self.range == "signed" else (drawn + 1) / 2
         return {"mean": drawn.mean(1), "sample": drawn[:, 0], "all": drawn}[self.estimate].to(y.device)
 
-    def _likelihood(self, y: Tensor, physics: Any) -> GaussianLikelihood:
-        sigma = getattr(getattr(physics, "noise_model", None), "sigma", None) if self.sigma is None else self.sigma
-        if sigma is None:
+    def _likelihood(self, y: Tensor, physics: Any) -> MeasuredLikelihood:
+        noise = getattr(physics, "noise_model", None)
+        # The classes themselves: a subclass may do anything, and other noise than Gaussian has a sigma too.
+        kind = GaussianNoise if self.sigma is not None else type(noise)
+        if kind is ZeroNoise or kind is type(None):
             raise ValueError(f"{type(physics).__name__} states no sigma of Gaussian noise; pass sigma=")
-        level = torch.as_tensor(sigma)
-        if level.numel() != 1 and bool((level != level.flatten()[0]).any()):
-            raise ValueError("one sigma for all measurements of a batch is needed; take them one by one")
-        shape = tuple(self.image_shape) if self.image_shape is not None else tuple(physics.A_adjoint(y).shape[1:])
-        operator, size = as_operator(physics, shape), float(level.flatten()[0])
+        if kind not in (GaussianNoise, PoissonNoise, PoissonGaussianNoise):
+            raise ValueError(
+                f"{type(physics).__name__} has noise of class {kind.__name__}; GaussianNoise, PoissonNoise or PoissonGaussianNoise of"
+                " deepinv, and no subclass, is needed (or sigma=, to take it as Gaussian)"
+            )
+        operator = as_operator(physics, self.image_shape)
+        shape = tuple(operator.image_shape_for(y))
+        sigma = 0.0 if kind is PoissonNoise else _level("sigma", noise.sigma if self.sigma is None else self.sigma)
+        if kind is not GaussianNoise:
+            return self._counts(y, operator, noise, sigma)
         if self.range == "signed":
-            return GaussianLikelihood(operator, y, sigma=size)
+            return GaussianLikelihood(operator, y, sigma=sigma)
         if not operator.linear:
-            return GaussianLikelihood(from_callable(lambda x: operator.A((x + 1) / 2), shape), y, sigma=size)
+            return GaussianLikelihood(from_callable(lambda x: operator.A((x + 1) / 2), shape), y, sigma=sigma)
         ones = operator.A(torch.ones((1, *shape), device=y.device, dtype=y.real.dtype))
-        return GaussianLikelihood(operator, 2 * y - ones, sigma=2 * size)
+        return GaussianLikelihood(operator, 2 * y - ones, sigma=2 * sigma)
+
+    def _counts(self, y: Tensor, operator: Operator, noise: Any, sigma: float) -> MeasuredLikelihood:
+        """The likelihood of y = gain Poisson(A(u) / gain) + N(0, sigma^2), u in [0, 1]: the same formula as deepinv's."""
+        name = type(noise).__name__
+        if self.range == "signed":
+            raise ValueError(f"{name} counts light, so images span [0, 1]: range='unit' is needed")
+        if not bool(getattr(noise, "normalize", True)):
+            raise ValueError(
+                f"{name}(normalize=False) gives y in counts, not in the units of the image: multiply y by its gain and normalise"
+            )
+        gain = _level("gain", noise.gain)
+        if type(noise) is PoissonNoise:
+            return PoissonLikelihood(operator, y, gain=gain)
+        return PoissonGaussianLikelihood(operator, y, gain=gain, sigma=sigma)
+
+
+def _level(name: str, value: Any) -> float:
+    """A noise parameter as one number. Raises ValueError for one that differs between measurements or pixels."""
+    level = torch.as_tensor(value)
+    if level.numel() != 1 and bool((level != level.flatten()[0]).any()):
+        raise ValueError(f"one {name} for all measurements of a batch is needed; take them one by one")
+    return float(level.flatten()[0])

@@ -34,11 +34,52 @@ def shape_of(image_shape: Sequence[int], ndim: int | None = None) -> tuple[int, 
 
 
 def pull_back(fn: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
-    """J(x)^T v for the Jacobian J of `fn`, by reverse-mode differentiation; differentiable in v, and in x if fn is twice."""
-    # Under inference mode torch.func.vjp may return zeros without a word (torch 2.11).
-    with torch.inference_mode(False):
+    """J(x)^T v for the Jacobian J of `fn`, by reverse-mode differentiation; differentiable in v, and in x if fn is twice.
+
+    By torch.autograd.grad, which also takes functions written as a `torch.autograd.Function` of the older kind (without
+    `setup_context`, as projectors are often wrapped); those torch.func refuses. It serves only where the caller is inside one of
+    its transforms. Raises RuntimeError if autograd does not see how fn(x) depends on x.
+    """
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (x, v)):
+        transformed: Tensor = torch.func.vjp(fn, x)[1](v)[0]
+        return transformed
+    graph = torch.is_grad_enabled() and (x.requires_grad or v.requires_grad)
+    # Tensors of inference mode are of no use to autograd.
+    with torch.inference_mode(False), torch.enable_grad():
         x, v = (t.clone() if t.is_inference() else t for t in (x, v))
-        result: Tensor = torch.func.vjp(fn, x)[1](v)[0]
+        x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        y = fn(x)
+        if not y.requires_grad:
+            raise RuntimeError("autograd does not see how the output depends on the input (numpy, .data or detach on the way?)")
+        (result,) = torch.autograd.grad(y, x, v, create_graph=graph)
+    return result
+
+
+class _Transpose(torch.autograd.Function):
+    """v -> A^T v by `pull_back`, whose derivative is A itself: no second derivative of the function is asked for."""
+
+    @staticmethod
+    def forward(v: Tensor, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return pull_back(fn, x, v)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.fn = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.fn(grads[0]), None, None
+
+
+def transpose(fn: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    """A^T v (B, *image_shape) of the linear map `fn`, differentiated at x (zeros of the signals' shape); differentiable in v.
+
+    As `pull_back`, but a function whose backward pass cannot be differentiated again (through numpy, `once_differentiable`) serves.
+    """
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (x, v)):
+        return pull_back(fn, x, v)
+    with torch.inference_mode(False):
+        result: Tensor = _Transpose.apply(v.clone() if v.is_inference() else v, fn, x)
     return result
 
 

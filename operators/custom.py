@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from operators.adapter import as_operator
-from operators.base import LinearOperator, Operator, pull_back, shape_of
+from operators.base import LinearOperator, Operator, shape_of, transpose
 from operators.streams import generator
 from operators.trust import Untrusted, code_is_refused
 
@@ -133,7 +133,7 @@ class CallableLinearOperator(_Function, LinearOperator):
         real = y.real.dtype if y.is_complex() else y.dtype
         if self.gives_complex and not y.is_complex():
             y = y + 0j
-        return pull_back(self._call, torch.zeros(y.shape[0], *self.image_shape, dtype=real, device=y.device), y)
+        return transpose(self._call, torch.zeros(y.shape[0], *self.image_shape, dtype=real, device=y.device), y)
 
     def _refuse_other_maps(self, dtype: torch.dtype) -> None:
         rng = generator(0, "linearity")

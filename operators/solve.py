@@ -11,6 +11,10 @@ from torch import Tensor
 Map = Callable[[Tensor], Tensor]
 
 
+class NotConverged(RuntimeError):
+    """Conjugate gradients used up their iterations: the system is too ill-conditioned for them, or not positive semi-definite."""
+
+
 def default_tolerance(dtype: torch.dtype) -> float:
     """Relative residual asked of conjugate gradients: 1e-11 in double precision, 1e-6 otherwise."""
     return 1e-11 if dtype in (torch.float64, torch.complex128) else 1e-6
@@ -49,7 +53,7 @@ def _iterate(system: Map, b: Tensor, start: Tensor | None, tol: float, max_iter:
         active = ~(rr <= goal)
     if bool(active.any()):
         worst = float((rr / _inner(b, b)).sqrt().max())
-        raise RuntimeError(
+        raise NotConverged(
             f"conjugate gradients reached a relative residual of {worst:.2e} after {max_iter} iterations, asked for {tol:.0e};"
             " allow more iterations (max_iter) or a larger tol"
         )
@@ -81,7 +85,8 @@ def conjugate_gradient(system: Map, b: Tensor, *, start: Tensor | None = None, t
     `start` or zero. Steps are per sample and converged samples are left alone, so a batch gives what its samples give alone.
     Differentiable in b, any number of times, by implicit differentiation; not in parameters of `system`.
 
-    Raises RuntimeError with the residual if `max_iter` iterations do not suffice, or if b or `start` is not finite.
+    Raises NotConverged, a RuntimeError, with the residual if `max_iter` iterations do not suffice; RuntimeError if b or `start` is
+    not finite.
     Source: Hestenes & Stiefel 1952; Golub & Van Loan, Matrix Computations, Alg. 11.3.3.
     """
     tolerance = default_tolerance(b.dtype) if tol is None else tol

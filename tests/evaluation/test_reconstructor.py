@@ -6,7 +6,8 @@ import torch
 from analytic import analytic_prior
 
 from invsolve import Posterior, sample
-from invsolve.likelihoods import GaussianLikelihood
+from invsolve.likelihoods import GaussianLikelihood, PoissonLikelihood
+from invsolve.poisson_gaussian import PoissonGaussianLikelihood
 from invsolve.reconstructor import SamplerReconstructor
 from invsolve.samplers import DAPS, DPS
 from invsolve.schedules import DDPM
@@ -74,3 +75,62 @@ def test_refusals():
         SamplerReconstructor(DPS(), analytic_prior(), DDPM(steps=3), estimate="median")
     with pytest.raises(ValueError, match="one sigma"):
         model(truths(2), physics(torch.tensor([0.1, 0.2])))
+
+
+def model_of(**options):
+    return SamplerReconstructor(DPS(), analytic_prior(), DDPM(steps=3), **options)
+
+
+class Louder(deepinv.physics.GaussianNoise):
+    """A Gaussian class whose noise is not what its sigma says."""
+
+    def forward(self, x, **options):
+        return super().forward(3 * x, **options)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        Louder(0.1), deepinv.physics.LaplaceNoise(0.1), deepinv.physics.UniformNoise(0.1), deepinv.physics.UniformGaussianNoise(),
+        deepinv.physics.LogPoissonNoise(), deepinv.physics.GammaNoise(2.0), deepinv.physics.SaltPepperNoise(),
+        deepinv.physics.FisherTippettNoise(2.0), deepinv.physics.GaussianNoise(0.1) * deepinv.physics.PoissonNoise(0.1),
+    ],
+    ids=lambda noise: type(noise).__name__,
+)  # fmt: skip
+def test_other_noise_is_refused_by_name_unless_sigma_says_to_take_it_as_gaussian(noise):
+    noise.sigma = torch.tensor(0.1)  # whatever attribute it has
+    op = deepinv.physics.Denoising(noise_model=noise)
+    with pytest.raises(ValueError, match=rf"Denoising has noise of class {type(noise).__name__}; GaussianNoise, Poisson"):
+        model_of()._likelihood(truths(1), op)
+    assert model_of(sigma=0.25)._likelihood(truths(1), op).sigma == 0.5
+
+
+def test_no_noise_is_refused():
+    for noise in (None, deepinv.physics.ZeroNoise()):
+        op = deepinv.physics.Denoising()
+        op.noise_model = noise
+        with pytest.raises(ValueError, match="states no sigma"):
+            model_of()._likelihood(truths(1), op)
+
+
+@pytest.mark.parametrize("sigma", [None, 0.03])
+def test_counts_have_the_moments_of_deepinvs_noise(sigma):
+    """At the truth, the residual in units of the likelihood's noise has unit variance: gain and sigma have deepinv's units."""
+    rng = torch.Generator().manual_seed(0)
+    count = deepinv.physics.PoissonNoise(0.02, rng=rng) if sigma is None else deepinv.physics.PoissonGaussianNoise(0.02, sigma, rng=rng)
+    op, x = deepinv.physics.Denoising(noise_model=count), 0.2 + 0.6 * torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+    likelihood = model_of()._likelihood(op(x), op)
+    assert isinstance(likelihood, PoissonLikelihood if sigma is None else PoissonGaussianLikelihood)
+    # 4800 squares of about normal numbers: a standard error of sqrt(2 / 4800) / 2 = 0.0102 in the root; four of them.
+    assert abs(float(likelihood.discrepancy(2 * x - 1)) - 1) < 0.041
+
+
+def test_counts_that_would_be_misread_are_refused():
+    y = truths(1)
+    poisson = deepinv.physics.PoissonNoise
+    with pytest.raises(ValueError, match=r"PoissonNoise counts light.*range='unit'"):
+        model_of(range="signed")._likelihood(y, deepinv.physics.Denoising(noise_model=poisson(0.1)))
+    with pytest.raises(ValueError, match=r"normalize=False.*multiply y by its gain"):
+        model_of()._likelihood(y, deepinv.physics.Denoising(noise_model=poisson(0.1, normalize=False)))
+    with pytest.raises(ValueError, match="one gain"):
+        model_of()._likelihood(truths(2), deepinv.physics.Denoising(noise_model=poisson(torch.tensor([0.1, 0.2]))))

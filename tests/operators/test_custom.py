@@ -151,6 +151,38 @@ def test_derived_adjoints_inside_vmap() -> None:
     assert torch.allclose(torch.func.vmap(lambda u: linear.A_adjoint(u[None])[0])(v), linear.A_adjoint(v))
 
 
+class Older(torch.autograd.Function):
+    """Sums over the last axis, as projectors are often wrapped: no setup_context, through numpy, not differentiable twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.shape = x.shape
+        return torch.from_numpy(x.detach().numpy().sum(-1))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.from_numpy(g.numpy())[..., None].expand(ctx.shape).clone()
+
+
+def older(x: Tensor) -> Tensor:
+    result: Tensor = Older.apply(x)
+    return result
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_older_autograd_functions_obey_every_law(linear: bool) -> None:
+    op, x = from_callable(older, (1, 5, 6), linear=linear), rand(2, 1, 5, 6)
+    assert [law for law in check(op) if not law.passed] == []
+    v = rand(2, 1, 5)
+    with torch.inference_mode():
+        assert torch.equal(op.A_vjp(x, v), v[..., None].expand(x.shape))
+    # The derivative of what is composed with it, as a guided sampler takes it.
+    u = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(op.A(u.sin()).square().sum(), u)
+    assert torch.allclose(slope, 2 * op.A(x.sin())[..., None] * x.cos())
+
+
 class Gain:
     """A callable object."""
 

@@ -12,6 +12,7 @@ from operator_cases import BATCHES, CASES, rand
 from torch import Tensor
 
 from operators import (
+    Blur,
     Identity,
     Inpainting,
     LinearOperator,
@@ -151,3 +152,20 @@ def test_matrix_from_a_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"A{suffix}"
     np.save(path, A.numpy()) if suffix == ".npy" else torch.save(A, path)
     assert torch.equal(dense(Matrix(str(path), (1, 2, 3))), A)
+
+
+@pytest.mark.parametrize("boundary", ["circular", "reflect", "zero", "valid"])
+def test_a_solve_that_is_not_reached_breaks_no_law(boundary: str) -> None:
+    """A wide Gaussian has singular values far below what conjugate gradients resolve; that is told, by name, with the residual."""
+    op = Blur((1, 12, 12), kernel="gaussian", std=1.0, boundary=boundary)
+    op.max_iter = 20
+    laws = check(op)
+    assert [law for law in laws if not law.passed] == []
+    told = [law for law in laws if "not reached" in law.note]
+    assert bool(told) is not op.closed_form_inverse
+    assert all("relative residual" in law.note and math.isnan(law.value) for law in told)
+
+
+def test_conjugate_gradients_that_fail_for_a_wrong_adjoint_are_no_excuse() -> None:
+    laws = check(Broken((1, 6, 7)))
+    assert "adjoint" in [law.name for law in laws if not law.passed]
