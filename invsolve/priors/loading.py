@@ -13,7 +13,7 @@ from invsolve.priors import pipelines
 from invsolve.priors.conditional import ConditionalNetworkPrior
 from invsolve.priors.embedders import load_embedder
 from invsolve.priors.latent import LatentPrior
-from invsolve.priors.network import NetworkPrior
+from invsolve.priors.network import NetworkPrior, Unshuffled
 from invsolve.priors.weights import check_digests
 from invsolve.resources import resource, shipped_priors
 
@@ -54,7 +54,8 @@ def load_prior(
     Args:
         name: a shipped name ("photo"), a local folder, or a hub id ("google/ddpm-celebahq-256"). A folder holds unet/ and
             scheduler/ (or their files side by side, as older models on the hub have them); vae/ or vqvae/ makes it a latent
-            prior; text_encoder/ and tokenizer/, or classes.safetensors and classes.json, belong to a conditional network.
+            prior; text_encoder/ and tokenizer/, or classes.safetensors and classes.json, belong to a conditional network. An
+            integer "pixel_unshuffle" in unet/config.json says that the network works behind a pixel-unshuffle by this factor.
         device: "auto", or any torch device.
         precision: "float32", or "bf16" for autocast inside network and autoencoder (what they give is float32 either way).
         channels_last: store the tensors of both channels-last; compile: run the network through torch.compile.
@@ -84,12 +85,15 @@ def load_prior(
             raise ValueError(f"{folder}: the scheduler says {prediction}, the card {card['prediction_type']}; one of them is wrong")
         embedder = load_embedder(folder) if conditional else None
         unet = pipelines.load_unet(pipelines.part(folder, "unet"), config, checkpointing)
-        where, multiple = resolve_device(device), 2 ** (len(unet.config.block_out_channels) - 1)
+        factor = int(config.get(pipelines.UNSHUFFLE, 1))
+        where, multiple = resolve_device(device), factor * 2 ** (len(unet.config.block_out_channels) - 1)
         layout: dict[str, Any] = {"precision": precision, "channels_last": channels_last}
-        options: dict[str, Any] = {"channels": int(unet.config.in_channels), "multiple": multiple, "compile": compile, **layout}
+        options: dict[str, Any] = {"multiple": multiple, "compile": compile, **layout}
+        options["channels"] = int(unet.config.in_channels) // factor**2
         prior: NetworkPrior
         if embedder is None:
-            prior = NetworkPrior(unet.to(where), table, prediction, call=_call_unet, **options)
+            network = unet if factor == 1 else Unshuffled(unet, factor)
+            prior = NetworkPrior(network.to(where), table, prediction, call=_call_unet, **options)
         else:
             null = embedder.to(where).null
             pipelines.check_width(folder, unet, null.shape)
@@ -102,6 +106,8 @@ def load_prior(
         prior.card, prior.weights_sha256 = card, digest
         if codec is None:
             return prior
+        if factor != 1:
+            raise ValueError(f"{folder}: {pipelines.UNSHUFFLE}={factor} is for a network of pixels, not for one of codes ({codec.name}/)")
         return LatentPrior(prior, pipelines.load_autoencoder(codec, unet, multiple, checkpointing, tile=tile, **layout).to(where))
 
 

@@ -150,6 +150,24 @@ def revive(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
+class Unshuffled(torch.nn.Module):
+    """A network of `factor`^2 times as many channels at 1/`factor` of the side, between a pixel-unshuffle and its inverse.
+
+    Called as diffusers' networks are, with return_dict=False: a tuple, of which the first entry is the output.
+    """
+
+    def __init__(self, network: torch.nn.Module, factor: int) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x: Tensor, time: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        """(B, C, H, W), and a time for each -> the output of the network, of as many channels (or twice as many) and the same sides."""
+        inner = torch.nn.functional.pixel_unshuffle(x, self.factor)
+        if x.is_contiguous(memory_format=torch.channels_last):
+            inner = inner.contiguous(memory_format=torch.channels_last)
+        return (torch.nn.functional.pixel_shuffle(self.network(inner, time, return_dict=return_dict)[0], self.factor),)
+
+
 def _plain_call(network: Any, x: Tensor, time: Tensor, *conditions: Tensor) -> Tensor:
     return network(x, time, *conditions)
 

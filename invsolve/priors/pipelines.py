@@ -15,6 +15,9 @@ from invsolve.schedules import alpha_bars
 # Conditions that a network may want beside (or in place of) the embeddings, and that we would have to make up.
 _OTHER_CONDITIONS = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "time_cond_proj_dim")
 
+# In unet/config.json: the network sees the image through a pixel-unshuffle by this factor. Ours; diffusers knows no such key.
+UNSHUFFLE = "pixel_unshuffle"
+
 
 def part(folder: Path, name: str) -> Path:
     """The folder of one part of a pipeline: its own, or (as diffusers has it) that of the pipeline."""
@@ -44,14 +47,29 @@ def read_unet_config(folder: Path) -> dict[str, Any]:
             f"{folder} maps {inputs} channels to {outputs}; as many, or twice as many with a learned variance, are needed "
             "(inpainting and upscaling networks take other inputs, and are no priors)"
         )
+    _check_unshuffle(folder, config, inputs)
     return config
+
+
+def _check_unshuffle(folder: Path, config: dict[str, Any], inputs: int) -> None:
+    """Raises ValueError for a pixel_unshuffle that is no factor, that does not fit the channels, or that is not for this network."""
+    factor = config.get(UNSHUFFLE)
+    if factor is None:
+        return
+    if not isinstance(factor, int) or isinstance(factor, bool) or factor < 2:
+        raise ValueError(f"{folder}: {UNSHUFFLE}={factor!r}; an integer of at least 2 is needed, or no such key")
+    if inputs % factor**2:
+        raise ValueError(f"{folder}: {UNSHUFFLE}={factor} makes channels in multiples of {factor**2}, but the network takes {inputs}")
+    if config["_class_name"] != "UNet2DModel":
+        raise ValueError(f"{folder}: {UNSHUFFLE}={factor} is for a UNet2DModel, not for a {config['_class_name']}")
 
 
 def load_unet(folder: Path, config: dict[str, Any], checkpointing: bool) -> Any:
     """The network; with `checkpointing`, its blocks' activations are computed again for a backward pass."""
     import diffusers
 
-    network = load_module(getattr(diffusers, config["_class_name"]), folder, config)
+    known = {key: value for key, value in config.items() if key != UNSHUFFLE}
+    network = load_module(getattr(diffusers, config["_class_name"]), folder, known)
     if checkpointing:
         network.enable_gradient_checkpointing(recomputed)
     return network
