@@ -201,8 +201,8 @@ class Measurement:
         Of a folder or glob, files that cannot be read are items with a `problem`, and y is read when it is needed.
         """
         path = Path(self.measurement).expanduser()
-        if path.is_file() or not (path.is_dir() or any(c in self.measurement for c in "*?[")):
-            if not path.is_file():
+        if os.path.isfile(path) or not (os.path.isdir(path) or any(c in self.measurement for c in "*?[")):
+            if not os.path.isfile(path):
                 raise ConfigError(f"data.measurement = {printable(self.measurement)}: no such file")
             _read_measurement(path)
             return [self._item(path, self.id)]
@@ -297,7 +297,7 @@ def find_files(root: str, suffixes: Sequence[str] = SUFFIXES, key: str = "data.r
     shown = printable(root)
     try:
         return _found(root, suffixes, key)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{key} = {shown}: cannot be listed: {printable(' '.join(str(error).split()))}") from error
@@ -305,13 +305,13 @@ def find_files(root: str, suffixes: Sequence[str] = SUFFIXES, key: str = "data.r
 
 def _found(root: str, suffixes: Sequence[str], key: str) -> list[Path]:
     for pattern in (Path(root).expanduser(), resource(root)):
-        if pattern.is_file():
+        if os.path.isfile(pattern):
             return [pattern]
-        if pattern.is_dir():
+        if os.path.isdir(pattern):
             found = list(pattern.iterdir())
         else:
             found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
-        visible = [path for path in found if not path.name.startswith(".") and not path.is_dir()]
+        visible = [path for path in found if not path.name.startswith(".") and not os.path.isdir(path)]
         files = sorted(path for path in visible if path.suffix.lower() in suffixes)
         if files:
             return files

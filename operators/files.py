@@ -63,7 +63,7 @@ def reading(path: Path, what: str = "cannot be read") -> Iterator[None]:
     Decoders raise nearly anything on damaged bytes (zlib.error, struct.error, SyntaxError, KeyError, OverflowError, MemoryError).
     """
     try:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise OSError("it is no file (a folder, a device, or a link that leads nowhere)" if os.path.lexists(path) else "no such file")
         yield
     except Unreadable:
@@ -134,7 +134,7 @@ def _check_claim(stream: BinaryIO | Any, room: int, what: str) -> None:
     shape, _, dtype = headers[version](stream)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not loaded; numbers are needed")
-    claimed = math.prod(shape) * dtype.itemsize
+    claimed, room = math.prod(shape) * dtype.itemsize, room - stream.tell()
     if min(shape, default=1) < 0 or claimed > room:
         raise ValueError(f"its header claims an array {shape} of {dtype}, which is {claimed} bytes, and {what} {room}")
     if isinstance(stream, zipfile.ZipExtFile):

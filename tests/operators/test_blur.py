@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from operators import Blur, GaussianBlur, NonlinearBlur, SpaceVaryingBlur, generator
+from operators import Blur, GaussianBlur, NonlinearBlur, SpaceVaryingBlur, SuperResolution, generator
 from operators.convolution import CircularConvolution, from_hartley, to_hartley, window
 from operators.kernels import disk_kernel, gaussian_kernel, gaussian_taps, motion_kernel, uniform_kernel
 from operators.nonlinear_blur import smooth_power
