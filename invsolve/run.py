@@ -48,7 +48,7 @@ def run(config: Config, prior: Any = None, say: Callable[[str], None] = print) -
     """
     items: list[Item] = config.items()
     folder = RunFolder(config)
-    if all(item.problem for item in items) and config.sections["data"].values.get("shard") is None:
+    if items and all(item.problem for item in items) and config.sections["data"].values.get("shard") is None:
         raise ConfigError(items[0].problem)
     result = RunResult(folder.path, skipped=folder.finished([item.id for item in items]))
     check_unchanged(folder, items, result.skipped)
