@@ -7,25 +7,49 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from invsolve.ids import refuse_alike, usable
+from invsolve.pixels import cover, planes_of, truth_planes, unit
 from invsolve.resources import resource
 from invsolve.schema import ConfigError
+from operators.files import (
+    Unreadable,
+    load_npy,
+    load_npz,
+    load_tensor,
+    names_in,
+    native,
+    opened_image,
+    orientation,
+    printable,
+    tensor_numbers,
+    upright,
+)
 
 Array = NDArray[Any]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 _MEASUREMENTS = (".npz", ".npy", ".pt")
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Makes what `operators.files` cannot read a ConfigError of the same words."""
+    try:
+        yield
+    except Unreadable as error:
+        raise ConfigError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -35,7 +59,8 @@ class Item:
     ``image_shape`` is (C, H, W) of the unknown image, or None where the measurement's own shape has to serve. ``load()``
     gives the truth, float32 (C, H, W) in [-1, 1], or with ``measured`` the measurement y as it was stored. ``facts()`` is what
     else the manifest should say of the item. Two channels are the real and the imaginary part of a complex image.
-    ``problem`` says why the item cannot be loaded, where that is known from the listing.
+    ``problem`` says why the item cannot be loaded, where that is known from the listing. ``grey`` items have three equal channels,
+    of which a prior of one channel is given the first.
     """
 
     id: str
@@ -45,6 +70,7 @@ class Item:
     load: Callable[[], Array]
     facts: Callable[[], dict[str, Any]] = dict
     problem: str = ""
+    grey: bool = False
 
     def digest(self) -> str:
         """The sha256 of the input file."""
@@ -71,9 +97,12 @@ class Images:
             centre at full resolution.
         origin: [row, column] of the upper left corner of a crop, in place of the centre.
         alpha: what to do with transparency: refuse it, or lay the image on white or black.
+        channels: 1 reads colour as grey (0.299 R + 0.587 G + 0.114 B), 3 grey as three equal channels; null leaves colour as it is
+            and gives grey files the one or three channels that the prior has.
 
-    Colour is read as RGB and grey as three equal channels; 8 bits are divided by 255, 16-bit grey by 65535, and
-    floating-point files must lie in [0, 1]. Pillow reads 16-bit colour files at 8 bits.
+    8 bits are divided by 255, 16-bit grey by 65535, and floating-point files must lie in [0, 1]. Refused are 16-bit colour, which
+    Pillow would read at 8 bits, and files of several pages. A .npy file holds a truth (H, W), (1, H, W) or (3, H, W) in [-1, 1];
+    in a folder or glob they are taken where there are no image files. Hidden files, whose names begin with a dot, are left out.
     """
 
     root: str
@@ -82,6 +111,7 @@ class Images:
     fit: Literal["resize", "crop"] = "resize"
     origin: tuple[int, int] | None = None
     alpha: Literal["refuse", "white", "black"] = "refuse"
+    channels: Literal[1, 3] | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None and min(self._sides()) < 1:
@@ -99,59 +129,60 @@ class Images:
 
         A file that cannot be read is an item with a `problem`. Raises ConfigError for a missing folder and ambiguous ids.
         """
-        files = find_files(self.root)
+        files = find_files(self.root, (*SUFFIXES, ".npy"))
+        files = [path for path in files if path.suffix.lower() != ".npy"] or files
         chosen = [files[i] for i in pick(self.indices, len(files))]
         refuse_alike([(path.stem, path) for path in chosen], f"data.root = {self.root}", "rename one, or use data.indices")
-        return [self._item(path) for path in chosen]
+        return [nameable(self._item(path)) for path in chosen]
 
     def _item(self, path: Path) -> Item:
-        load = _Loader(self, path)
+        load = partial(self.read, path)
         try:
-            return Item(path.stem, path, self._shape(path), False, load)
+            shape, grey = self._shape(path)
         except ConfigError as error:
             return Item(path.stem, path, None, False, load, problem=str(error))
+        return Item(path.stem, path, shape, False, load, grey=grey and self.channels is None)
 
-    def _shape(self, path: Path) -> tuple[int, int, int]:
-        """(3, H, W) of the image to be loaded, from the file's header."""
-        try:
-            with Image.open(path) as opened:
-                width, height = opened.size
-                if opened.getexif().get(0x0112, 1) >= 5:  # an orientation that lies on its side
-                    width, height = height, width
-        except (UnidentifiedImageError, OSError) as error:
-            raise ConfigError(f"{path} cannot be read as an image: {error}") from error
+    def _shape(self, path: Path) -> tuple[tuple[int, int, int], bool]:
+        """(C, H, W) of the image to be loaded, and whether its file is grey, from the file's header."""
+        with refusing():
+            if path.suffix.lower() == ".npy":
+                found = truth_planes(load_npy(path), path)
+                channels, height, width = found.shape
+            else:
+                with opened_image(path) as opened:
+                    width, height = opened.size if orientation(opened) < 5 else opened.size[::-1]  # those lie on their side
+                    channels = 1 if opened.mode in ("1", "L", "LA", "F") or opened.mode.startswith("I") else 3
+        shown = self.channels or 3
         if self.size is None:
-            return 3, height, width
+            return (shown, height, width), channels == 1
         h, w = self._sides()
         top, left = self.origin or (0, 0)
         if self.fit == "crop" and (min(top, left) < 0 or top + h > height or left + w > width):
             at = f" at origin [{top}, {left}]" if self.origin else ""
             raise ConfigError(f"data.size = {self.size}: a {h} x {w} crop{at} does not fit into {path.name}, which is {height} x {width}")
-        return 3, h, w
+        return (shown, h, w), channels == 1
 
     def read(self, path: Path) -> Array:
-        """The image as float32 (3, H, W) in [-1, 1]."""
-        try:
-            with Image.open(path) as opened:
-                planes = _planes(ImageOps.exif_transpose(opened), path, self.alpha)
-        except (UnidentifiedImageError, OSError) as error:
-            raise ConfigError(f"{path} cannot be read as an image: {error}") from error
-        if self.size is not None:
-            h, w = self._sides()
-            if self.fit == "resize":
-                planes = _cover(planes, h, w)
-            top, left = self.origin or ((planes.shape[1] - h) // 2, (planes.shape[2] - w) // 2)
-            planes = planes[:, top : top + h, left : left + w]
-        return np.ascontiguousarray(2 * planes - 1, dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class _Loader:
-    images: Images
-    path: Path
-
-    def __call__(self) -> Array:
-        return self.images.read(self.path)
+        """The image as float32 (C, H, W) in [-1, 1], C = 3 unless ``channels`` is 1. Raises ConfigError."""
+        with refusing():
+            if path.suffix.lower() == ".npy":
+                stored, scale = truth_planes(load_npy(path), path), 0.0
+            else:
+                with opened_image(path) as opened:
+                    stored, scale = planes_of(upright(opened), path, self.alpha)
+            if self.size is not None:
+                h, w = self._sides()
+                # Planes are scaled one by one, so that a large scan takes little more memory than its pixels.
+                if self.fit == "resize":
+                    stored, scale = np.stack([cover(unit(plane, scale), h, w) for plane in stored]), 1.0
+                top, left = self.origin or ((stored.shape[1] - h) // 2, (stored.shape[2] - w) // 2)
+                stored = stored[:, top : top + h, left : left + w]
+            if self.channels == 1 and len(stored) == 3:
+                stored, scale = np.tensordot(_LUMA, np.stack([unit(plane, scale) for plane in stored]), 1)[None], 1.0
+            signal = stored if scale == 0 else 2 * unit(stored, scale) - 1
+        found = np.ascontiguousarray(signal, dtype=np.float32)
+        return found if len(found) == (self.channels or 3) else np.repeat(found, 3, axis=0)
 
 
 @dataclass(frozen=True)
@@ -178,104 +209,115 @@ class Measurement:
         Of a folder or glob, files that cannot be read are items with a `problem`, and y is read when it is needed.
         """
         path = Path(self.measurement).expanduser()
-        if path.is_file() or not (path.is_dir() or any(c in self.measurement for c in "*?[")):
-            if not path.is_file():
-                raise ConfigError(f"data.measurement = {self.measurement}: no such file")
-            y, stored = _read_measurement(path)
-            _finite_numbers(y, path)
-            return [Item(usable(self.id or stored or path.stem, "data.id"), path, self.image_shape, True, partial(_load, path))]
+        if os.path.isfile(path) or not (os.path.isdir(path) or any(c in self.measurement for c in "*?[")):
+            if not os.path.isfile(path):
+                raise ConfigError(f"data.measurement = {printable(self.measurement)}: no such file")
+            _read_measurement(path)
+            return [self._item(path, self.id)]
         if self.id is not None:
             raise ConfigError(f"data.id = {self.id!r}: names one result, but data.measurement = {self.measurement} may be many files")
         items = [self._item(file) for file in find_files(self.measurement, _MEASUREMENTS, "data.measurement")]
         refuse_alike([(item.id, item.path) for item in items], f"data.measurement = {self.measurement}", "rename one")
         return items
 
-    def _item(self, path: Path) -> Item:
-        load = partial(_load, path)
+    def _item(self, path: Path, id: str | None = None) -> Item:
+        item = nameable(Item(path.stem, path, self.image_shape, True, partial(_read_measurement, path)))
+        if item.problem:
+            return item
         try:
-            stored = _stored_id(path) if path.suffix == ".npz" else None
+            return replace(item, id=usable(id, "data.id") if id else _stored_id(path) or path.stem)
         except ConfigError as error:
-            return Item(path.stem, path, self.image_shape, True, load, problem=str(error))
-        return Item(stored or path.stem, path, self.image_shape, True, load)
+            if id is not None:
+                raise
+            return replace(item, problem=str(error))
 
 
-def _load(path: Path) -> Array:
-    y = _read_measurement(path)[0]
-    _finite_numbers(y, path)
-    return y
+def nameable(item: Item) -> Item:
+    """The item; where the name of its file is not in UTF-8, with a `problem` and an id that can be printed."""
+    if printable(item.id) == item.id:
+        return item
+    id = "".join(f"%{byte:02X}" if byte > 127 else chr(byte) for byte in os.fsencode(item.id))
+    path = Path(printable(str(item.path)))
+    return replace(item, id=id, path=path, problem=f"the name of the file {path.name!r} is not in UTF-8; rename it")
 
 
-def _finite_numbers(y: Array, path: Path) -> None:
-    if y.dtype.kind not in "fciu":
-        raise ConfigError(f"{path}: y has type {y.dtype}; numbers are needed")
-    bad = int((~np.isfinite(y)).sum())
-    if bad:
-        raise ConfigError(f"{path}: y holds {bad} values of {y.size} that are NaN or infinite; every value must be finite")
+def check_truth(x: Array, where: str) -> None:
+    """Raises ConfigError, with ``where`` in front, for a truth that does not hold numbers in [-1, 1]: bytes above all.
+
+    A little beyond is no mistake: interpolation overshoots, and an MR image that is scaled by a percentile exceeds 1.
+    """
+    if x.dtype.kind not in "fc":
+        what = "values 0 to 255" if x.dtype == np.uint8 else "no real numbers"
+        raise ConfigError(f"{where} is of type {x.dtype}, {what}; a truth holds floating-point numbers in [-1, 1] (x / 127.5 - 1 of bytes)")
+    largest = float(np.abs(x).max(initial=0))
+    if largest > _TRUTH_LIMIT:
+        raise ConfigError(f"{where} holds values up to {largest:g}; a truth lies in [-1, 1] (x / 127.5 - 1 of bytes 0 to 255)")
+
+
+# Sixteenfold is no overshoot; an image in bytes 0 to 255 reaches it unless it is all but black.
+_TRUTH_LIMIT = 16.0
 
 
 def _stored_id(path: Path) -> str | None:
-    """The `id` in an .npz, without reading its arrays."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return str(stored["id"]) if "id" in stored else None
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    """The `id` in an .npz, without reading its other arrays. Raises ConfigError."""
+    with refusing():
+        held = load_npz(path, ("id",)).get("id") if path.suffix == ".npz" else None
+        if held is None:
+            return None
+        if held.size != 1 or held.dtype.kind not in "Uiu":
+            raise Unreadable(f"{path}: its `id` is an array {held.shape} of {held.dtype}; one text is needed")
+        return printable(str(held.reshape(())))
 
 
-def _read_measurement(path: Path) -> tuple[Array, str | None]:
-    """(y, id or None)."""
-    try:
+def _read_measurement(path: Path) -> Array:
+    """y, float32 or complex64. Raises ConfigError."""
+    with refusing():
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as stored:
-                if "y" not in stored:
-                    raise ConfigError(f"{path}: no array `y`; it holds: {', '.join(stored) or 'nothing'}")
-                return stored["y"], str(stored["id"]) if "id" in stored else None
+            stored = load_npz(path, ("y",))
+            if "y" not in stored:
+                raise ConfigError(f"{path}: no array `y`; it holds: {', '.join(names_in(path)) or 'nothing'}")
+            return native(stored["y"], f"{path}: y")
         if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False), None
+            return native(load_npy(path), f"{path}: y")
         if path.suffix == ".pt":
-            return _read_torch(path), None
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+            return native(tensor_numbers(load_tensor(path)), f"{path}: y")
     raise ConfigError(f"data.measurement = {path}: expected a file ending in {', '.join(_MEASUREMENTS)}")
-
-
-def _read_torch(path: Path) -> Array:
-    import pickle
-
-    import torch
-
-    try:
-        y = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(f"{path} holds Python objects; save the tensor alone: torch.save(y, path)") from error
-    if not isinstance(y, torch.Tensor):
-        raise ConfigError(f"{path} holds a {type(y).__name__}; a single tensor y is needed")
-    return np.asarray(y.detach().to(torch.float32).numpy() if y.dtype == torch.bfloat16 else y.detach().numpy())
 
 
 def find_files(root: str, suffixes: Sequence[str] = SUFFIXES, key: str = "data.root") -> list[Path]:
     """The files behind a file name, folder or glob, sorted by name, and none that runs wrote of those that ** matches.
 
+    Files whose names begin with a dot are left out of folders and globs. Links that lead nowhere, and the like, are among the files.
     Raises ConfigError where none has one of the suffixes.
     """
+    shown = printable(root)
+    try:
+        return _found(root, suffixes, key)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{key} = {shown}: cannot be listed: {printable(' '.join(str(error).split()))}") from error
+
+
+def _found(root: str, suffixes: Sequence[str], key: str) -> list[Path]:
     for pattern in (Path(root).expanduser(), resource(root)):
-        if pattern.is_file():
+        if os.path.isfile(pattern):
             return [pattern]
-        if pattern.is_dir():
+        if os.path.isdir(pattern):
             found = list(pattern.iterdir())
         else:
             found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
             if "**" in root:
                 found = _without_results(found, pattern)
-        files = sorted(path for path in found if path.suffix.lower() in suffixes and path.is_file())
+        visible = [path for path in found if not path.name.startswith(".") and not os.path.isdir(path)]
+        files = sorted(path for path in visible if path.suffix.lower() in suffixes)
         if files:
             return files
         if found:
-            what = "images" if suffixes is SUFFIXES else "files"
-            raise ConfigError(f"{key} = {root}: no {what} there; the suffixes known are {', '.join(suffixes)}")
-    raise ConfigError(f"{key} = {root}: no such file or folder, and no glob that matches (looked in {Path.cwd()} and the shipped data)")
+            what = "images" if suffixes[0] == SUFFIXES[0] else "files"
+            raise ConfigError(f"{key} = {printable(root)}: no {what} there; the suffixes known are {', '.join(suffixes)}")
+    where = f"(looked in {printable(str(Path.cwd()))} and the shipped data)"
+    raise ConfigError(f"{key} = {printable(root)}: no such file or folder, and no glob that matches {where}")
 
 
 def _without_results(found: Sequence[Path], pattern: Path) -> list[Path]:
@@ -307,38 +349,3 @@ def pick(indices: str | int | Sequence[int] | None, count: int | None, key: str 
     if count is not None and max(picked) >= count:
         raise ConfigError(f"{key} = {indices!r}: there are {count}, numbered 0 to {count - 1}")
     return picked
-
-
-def _planes(image: Image.Image, path: Path, alpha: str) -> Array:
-    """An opened image as (3, H, W) in [0, 1], float64."""
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow widens some of these files to 32 bits
-        grey = np.asarray(image, dtype=np.float64) / 65535
-    elif image.mode == "F":
-        grey = np.asarray(image, dtype=np.float64)
-    else:
-        return _eight_bit(image, path, alpha)
-    if not (grey.min() >= 0 and grey.max() <= 1):
-        scale = 65535 if image.mode.startswith("I") else 1
-        raise ConfigError(f"{path}: grey values from {grey.min() * scale:g} to {grey.max() * scale:g}; they must lie in [0, {scale}]")
-    return np.repeat(grey[None], 3, axis=0)
-
-
-def _eight_bit(image: Image.Image, path: Path, alpha: str) -> Array:
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        if rgba.getchannel("A").getextrema() != (255, 255):
-            if alpha == "refuse":
-                raise ConfigError(f"{path} has transparent pixels; say what is behind them with data.alpha=white or data.alpha=black")
-            rgba = Image.alpha_composite(Image.new("RGBA", image.size, alpha), rgba)
-        image = rgba
-    if image.mode not in ("1", "L", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LA", "PA"):
-        raise ConfigError(f"{path}: images of Pillow mode {image.mode} are not read; save it as an RGB or grey PNG")
-    return np.asarray(image.convert("RGB"), dtype=np.float64).transpose(2, 0, 1) / 255
-
-
-def _cover(planes: Array, h: int, w: int) -> Array:
-    """(3, H, W) scaled until it just covers h x w."""
-    scale = max(h / planes.shape[1], w / planes.shape[2])
-    size = (max(w, round(planes.shape[2] * scale)), max(h, round(planes.shape[1] * scale)))
-    resized = [Image.fromarray(plane.astype(np.float32)).resize(size, Image.Resampling.LANCZOS) for plane in planes]
-    return np.clip(np.stack([np.asarray(plane, dtype=np.float64) for plane in resized]), 0, 1)

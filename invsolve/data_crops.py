@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from invsolve.data import Array, Images, Item, pick
+from invsolve.data import Array, Images, Item, nameable, pick
 from invsolve.ids import refuse_alike
 from invsolve.schema import ConfigError
 
@@ -38,23 +38,33 @@ class Crops:
         pick(self.indices, None)
 
     def items(self) -> list[Item]:
-        """The chosen crops in order. Of a file that cannot be read every crop is an item with a `problem`.
+        """The chosen crops in order. Of a file that cannot be read, or is too small, every crop is an item with a `problem`.
 
-        Raises ConfigError for a missing folder, ambiguous names, and a file that is too small.
+        Raises ConfigError for a missing folder, ambiguous names, and where all files are too small.
         """
-        found = [crop for image in Images(self.root).items() for crop in self._of(image)]
+        images = [self._checked(image) for image in Images(self.root).items()]
+        if all(image.problem for image in images) and (small := [image for image in images if image.image_shape is not None]):
+            raise ConfigError(small[0].problem)
+        found = [nameable(crop) for image in images for crop in self._of(image)]
         refuse_alike([(crop.id, crop.path) for crop in found], f"data.root = {self.root}", "rename one")
         return [found[k] for k in pick(self.indices, len(found))]
 
-    def _of(self, image: Item) -> list[Item]:
-        if image.image_shape is None:
-            return [replace(image, id=f"{image.id}-{k}") for k in range(self.each)]
+    def _checked(self, image: Item) -> Item:
+        """The image, with a `problem` if no crop fits into it."""
+        if image.problem or image.image_shape is None:
+            return image
         _, height, width = (side // self.reduce for side in image.image_shape)
-        if min(height, width) < self.size:
-            at = f", reduced {self.reduce} times," if self.reduce > 1 else ""
-            raise ConfigError(f"data.size = {self.size}: does not fit into {image.path.name}, which{at} is {height} x {width}")
+        if min(height, width) >= self.size:
+            return image
+        at = f", reduced {self.reduce} times," if self.reduce > 1 else ""
+        told = f"data.size = {self.size}: does not fit into {image.path.name}, which{at} is {height} x {width}"
+        return replace(image, problem=told)
+
+    def _of(self, image: Item) -> list[Item]:
+        if image.problem:
+            return [replace(image, id=f"{image.id}-{k}", image_shape=None) for k in range(self.each)]
         shape = (3, self.size, self.size)
-        return [Item(f"{image.id}-{k}", image.path, shape, False, partial(self._crop, image, k)) for k in range(self.each)]
+        return [Item(f"{image.id}-{k}", image.path, shape, False, partial(self._crop, image, k), grey=image.grey) for k in range(self.each)]
 
     def _crop(self, image: Item, k: int) -> Array:
         planes = ((image.load() + 1) * 127.5).round().astype(np.uint8)

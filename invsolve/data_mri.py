@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.data import Array, Item, find_files, pick
+from invsolve.data import Array, Item, find_files, nameable, pick, refusing
 from invsolve.ids import refuse_alike
 from invsolve.phantoms import EVALUATION_SEED, phantom
 from invsolve.schema import ConfigError
 from operators.coils import calibrated_maps, coil_maps_of
+from operators.files import MOST_BYTES, Unreadable, reading
 from operators.fourier import ifft2c
 
 SUFFIXES = (".h5", ".hdf5", ".cfl", ".npy")
@@ -67,11 +69,11 @@ class Phantoms:
 
     def _item(self, index: int) -> Item:
         name = f"phantom_{index}"
+        return Computed(name, Path(f"seed_{self.seed}") / name, (2, self.size, self.size), False, partial(self.draw, index))
 
-        def load() -> Array:
-            return np.asarray(phantom(self.seed, index, self.size).numpy())
-
-        return Computed(name, Path(f"seed_{self.seed}") / name, (2, self.size, self.size), False, load)
+    def draw(self, index: int) -> Array:
+        """Phantom `index` of the stream, float32 (2, size, size)."""
+        return np.asarray(phantom(self.seed, index, self.size).numpy())
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class MRIData:
         scale: what the image is divided by: "max", its largest magnitude after cropping; "percentile", the 99.5 percentile
             of its magnitude (some values then exceed 1); or a number. Per slice; the divisor is kept in the manifest.
 
-    The image is the least-squares combination sum_n conj(s_n) z_n / sum_n |s_n|^2 of the coil images z_n.
+    The image is the least-squares combination sum_n conj(s_n) z_n / sum_n |s_n|^2 of the coil images z_n. K-space that was
+    undersampled (fastMRI's test volumes with a dataset `mask`; lines that are zero between others) is no truth and is refused.
     """
 
     root: str
@@ -116,15 +119,26 @@ class MRIData:
     def items(self) -> list[Item]:
         """One item for each slice, <file>_<slice> (the file's name alone for an array (H, W)).
 
-        Raises ConfigError, also where two files would give one id.
+        Of several files, one that cannot be read is an item with a `problem`. Raises ConfigError for a single one, and where two
+        files would give one id.
         """
         files = find_files(self.root, SUFFIXES)
-        found = [item for path in files for item in self._of(path)]
+        found = [nameable(item) for path in files for item in (self._of(path) if len(files) == 1 else self._of_many(path))]
         refuse_alike([(item.id, item.path) for item in found], f"data.root = {self.root}", "rename one")
         return found
 
+    def _of_many(self, path: Path) -> list[Item]:
+        try:
+            return self._of(path)
+        except ConfigError as error:
+            return [Computed(path.stem, path, None, False, partial(self._load, path, 0), problem=str(error))]
+
     def _of(self, path: Path) -> list[Item]:
-        shape = Volume(path, self.key).shape
+        volume = Volume(path, self.key)
+        if volume.undersampled and self.domain == "kspace":
+            told = "holds the dataset `mask` with which its k-space was undersampled, so it is no truth"
+            raise ConfigError(f"{path}: {told}; take a fully sampled volume, or give y as data.measurement with its mask")
+        shape = volume.shape
         sides = self._sides(shape[2:])
         if any(wanted > there for wanted, there in zip(sides, shape[2:], strict=True)):
             raise ConfigError(f"data.size = {self.size}: larger than the slices of {path.name}, which are {shape[2]} x {shape[3]}")
@@ -133,19 +147,21 @@ class MRIData:
         return [self._item(path, k, name, sides) for k, name in zip(chosen, names, strict=True)]
 
     def _item(self, path: Path, k: int, name: str, sides: tuple[int, int]) -> Item:
-        def load() -> Array:
-            return self.read(path, k)[0]
+        return Computed(name, path, (2, *sides), False, partial(self._load, path, k), partial(self._facts, path, k))
 
-        def facts() -> dict[str, Any]:
-            return {"slice": k, "intensity_divisor": self.read(path, k)[1]}
+    def _load(self, path: Path, k: int) -> Array:
+        return self.read(path, k)[0]
 
-        return Computed(name, path, (2, *sides), False, load, facts)
+    def _facts(self, path: Path, k: int) -> dict[str, Any]:
+        return {"slice": k, "intensity_divisor": self.read(path, k)[1]}
 
     def read(self, path: Path, k: int) -> tuple[Array, float]:
         """Slice k of a file as float32 (2, H, W), and what it was divided by. Raises ConfigError."""
-        stored = torch.from_numpy(Volume(path, self.key).read(k)).to(torch.complex128)
+        stored = torch.from_numpy(Volume(path, self.key).read(k))
         if not bool(stored.isfinite().all()):
             raise ConfigError(f"{path}, slice {k}: holds NaN or infinity")
+        if self.domain == "kspace":
+            _check_full(stored, f"{path}, slice {k}")
         image = self._combined(ifft2c(stored) if self.domain == "kspace" else stored, path)
         h, w = self._sides((image.shape[0], image.shape[1]))
         top, left = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
@@ -177,21 +193,28 @@ class MRIData:
         return (maps.conj() * images).sum(0) / torch.where(total > 0, total, 1.0)
 
 
+def _check_full(kspace: Tensor, name: str) -> None:
+    """Raises ConfigError for k-space (N, H, W) with lines that no coil measured between lines that were."""
+    measured = (kspace != 0).any(0)
+    for axis, what in ((0, "columns"), (1, "rows")):
+        lines = measured.any(axis)
+        places = lines.nonzero().flatten()
+        missing = 0 if not len(places) else int(places[-1] - places[0]) + 1 - len(places)
+        if missing:
+            raise ConfigError(f"{name}: {missing} of {len(lines)} {what} of k-space are empty between others: it is undersampled, no truth")
+
+
 class Volume:
     """A stored array of any of the formats as (slices, coils, H, W), read slice by slice.
 
-    Raises ConfigError for a file that cannot be read, and for one with other axes.
+    ``undersampled`` tells of a mask beside it that hides something. Raises ConfigError for a file that cannot be read, and for
+    one with other axes.
     """
 
     def __init__(self, path: Path, key: str | None = None) -> None:
-        self.path, self.key = path, key
-        try:
-            with self._open() as array:
-                self.shape = self._four(array.shape)
-        except (OSError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        self.path, self.key, self.undersampled = path, key, False
+        with refusing(), reading(path), self._open() as array:
+            self.shape = self._four(tuple(array.shape))
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
@@ -207,21 +230,26 @@ class Volume:
         key = self.key or "kspace"
         with h5py.File(self.path, "r") as opened:
             if key not in opened:
-                raise ConfigError(f"{self.path}: no dataset {key!r}; it holds: {', '.join(opened) or 'nothing'} (set data.key)")
+                raise Unreadable(f"{self.path}: no dataset {key!r}; it holds: {', '.join(opened) or 'nothing'} (set data.key)")
+            if not isinstance(opened[key], h5py.Dataset):
+                raise Unreadable(f"{self.path}: {key!r} is a group; it holds: {', '.join(opened[key]) or 'nothing'} (set data.key)")
+            self.undersampled = "mask" in opened and key != "mask" and not bool(np.all(opened["mask"][()]))
             yield opened[key]
 
     def _four(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
         if len(shape) not in (2, 3, 4) or min(shape) < 1:
-            raise ConfigError(f"{self.path} has shape {tuple(shape)}; (H, W), (slices, H, W) or (slices, coils, H, W) is needed")
+            raise Unreadable(f"{self.path} has shape {tuple(shape)}; (H, W), (slices, H, W) or (slices, coils, H, W) is needed")
         slices, coils = shape[0] if len(shape) > 2 else 1, shape[1] if len(shape) == 4 else 1
         return slices, coils, shape[-2], shape[-1]
 
     def read(self, k: int) -> Array:
-        """Slice k, (coils, H, W), numbers as stored."""
-        with self._open() as array:
-            found = np.array(array[()] if len(array.shape) == 2 else array[k])
-        if found.dtype.kind not in "fciu":
-            raise ConfigError(f"{self.path} holds {found.dtype}; numbers are needed")
+        """Slice k, (coils, H, W), complex128. Raises ConfigError."""
+        with refusing(), reading(self.path), self._open() as array:
+            if array.dtype.kind not in "fciu":
+                raise Unreadable(f"{self.path} holds {array.dtype}; numbers are needed")
+            if math.prod(self.shape[1:]) * array.dtype.itemsize > MOST_BYTES:
+                raise Unreadable(f"{self.path} has slices {self.shape[1:]} of {array.dtype}; at most {MOST_BYTES} bytes are read at once")
+            found = np.array(array[()] if len(array.shape) == 2 else array[k]).astype(np.complex128)
         return found.reshape(self.shape[1:])
 
 
@@ -229,21 +257,21 @@ def read_cfl(path: Path) -> Array:
     """A BART array (.cfl and .hdr side by side) as complex64 (slices, coils, H, W), read lazily.
 
     BART stores complex64 in column-major order with the axes (rows, columns, slices, coils, ...); further axes must be 1.
-    Raises ConfigError where the header is missing, does not fit the size of the file, or has more axes.
+    Raises Unreadable where the header is missing, does not fit the size of the file, or has more axes.
     Source: BART, "CFL and HDR files", https://bart-doc.readthedocs.io.
     """
     header = path.with_suffix(".hdr")
     if not header.is_file():
-        raise ConfigError(f"{path}: the header {header.name} is missing beside it")
+        raise Unreadable(f"{path}: the header {header.name} is missing beside it")
     lines = [line.strip() for line in header.read_text(encoding="utf-8", errors="replace").splitlines()]
     start = next((n for n, line in enumerate(lines) if line.lower().startswith("# dimensions")), None)
     numbers = lines[start + 1].split() if start is not None and start + 1 < len(lines) else []
     if not numbers or not all(n.isdigit() and int(n) > 0 for n in numbers):
-        raise ConfigError(f"{header} does not tell the dimensions: '# Dimensions' and a line of positive numbers are needed")
+        raise Unreadable(f"{header} does not tell the dimensions: '# Dimensions' and a line of positive numbers are needed")
     sides = [int(n) for n in numbers] + [1] * 4
     if math.prod(sides[4:]) != 1:
-        raise ConfigError(f"{path} has the dimensions {numbers}; those after the coils must be 1 (take one with `bart slice`)")
+        raise Unreadable(f"{path} has the dimensions {numbers}; those after the coils must be 1 (take one with `bart slice`)")
     if path.stat().st_size != 8 * math.prod(sides):
-        raise ConfigError(f"{path} has {path.stat().st_size} bytes, its header promises {8 * math.prod(sides)}")
+        raise Unreadable(f"{path} has {path.stat().st_size} bytes, its header promises {8 * math.prod(sides)}")
     stored = np.memmap(path, dtype="<c8", mode="r", shape=tuple(sides[:4]), order="F")
     return np.asarray(stored).transpose(2, 3, 0, 1)

@@ -148,7 +148,8 @@ class _Walk:
             first, fields, self.noise.counts = saved
             state = type(state)(**{k: v.to(self.noise.device) if isinstance(v, Tensor) else v for k, v in fields.items()})
             self.bar.update(first)
-        remedy, tell = getattr(self.sampler, "remedy", "lower zeta"), getattr(self.observe, "read", None)
+        step = "lower zeta" if getattr(self.sampler, "zeta", 0) else "see the sampler's settings"
+        remedy, tell = getattr(self.sampler, "remedy", step), getattr(self.observe, "read", None)
         monitor = Monitor(self.target, self.rows, self.bar, self.steps, remedy=remedy, tell=tell)
         for move in self.steps[first:]:
             state = self.sampler.step(self.target, state, move, self.noise)

@@ -200,11 +200,11 @@ def _save(heading: str, pictures: Sequence[_Picture], path: Path) -> None:
     total_w, total_h = len(pictures) * (side_w + 0.25) + 0.25, side_h + 1.75
     figure = Figure(figsize=(total_w, total_h), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
-    figure.text(0.25 / total_w, 1 - 0.12 / total_h, heading, fontsize=11, color="black", va="top")
+    figure.text(0.25 / total_w, 1 - 0.12 / total_h, heading, fontsize=11, color="black", va="top", parse_math=False)
     for place, picture in enumerate(pictures):
         left = 0.25 + place * (side_w + 0.25)
         axes = figure.add_axes((left / total_w, 0.65 / total_h, side_w / total_w, side_h / total_h))
-        axes.set_title(picture.title, fontsize=13, fontweight="bold", color="black")
+        axes.set_title(picture.title, fontsize=13, fontweight="bold", color="black", parse_math=False)
         axes.set_xticks([])
         axes.set_yticks([])
         if picture.content is None:

@@ -100,7 +100,7 @@ def save_panel(shown: Shown, path: Path) -> None:
     total_h, total_w = rows * cell_h + top_margin, columns * cell_w + 0.1
     figure = Figure(figsize=(total_w, total_h), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
-    figure.text(0.1 / total_w, 1 - 0.3 / total_h, shown.title, fontsize=11, color="black")
+    figure.text(0.1 / total_w, 1 - 0.3 / total_h, shown.title, fontsize=11, color="black", parse_math=False)
     for place, cell in enumerate(cells):
         left = 0.1 + place % columns * cell_w
         bottom = total_h - top_margin - (place // columns + 1) * cell_h + 0.6

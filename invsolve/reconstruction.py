@@ -11,7 +11,6 @@ import importlib.metadata
 import platform
 import sys
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partialmethod
@@ -28,6 +27,7 @@ from invsolve.checkpoint import Unusable
 from invsolve.config import Config, ConfigError
 from invsolve.data import Item
 from invsolve.frames import Frames, traced
+from invsolve.intake import check_measured, read_item, shape_for
 from invsolve.monitor import Event, Residuals
 from invsolve.outputs import Row
 from invsolve.priors.loading import resolve_device
@@ -52,19 +52,13 @@ class Batch:
 
 
 def read(items: Sequence[Item]) -> Batch:
-    """Reads the arrays of items; an unreadable one, or one with NaN or infinity, is named in ``failed`` and left out."""
+    """Reads the arrays of items; one that `read_item` refuses is named in ``failed`` and left out."""
     batch = Batch([], [])
     for item in items:
         try:
-            if item.problem:
-                raise ConfigError(item.problem)
-            array, digest = item.read()
-            bad = int((~np.isfinite(array)).sum())
-            if bad:
-                name = "y" if item.measured else "x"
-                raise ConfigError(f"{item.path}: {name} holds {bad} values of {array.size} that are NaN or infinite")
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
-            batch.failed[item.id] = _one_line(error)
+            array, digest = read_item(item)
+        except ConfigError as error:
+            batch.failed[item.id] = str(error)
         else:
             batch.items.append(item)
             batch.arrays.append(array)
@@ -154,20 +148,20 @@ class Reconstruction:
         shape = item.image_shape or (tuple(y.shape) if y is not None else ())
         if len(shape) != 3:
             raise ConfigError(f"data.image_shape is needed, such as [3, 64, 64]: y has shape {shape}, which is no image's (C, H, W)")
-        try:
-            if hasattr(self.prior, "image_shape_ok"):
-                self.prior.image_shape_ok(shape)
-        except ValueError as error:
-            key = "data.image_shape" if item.measured else "data.size"
-            raise ConfigError(f"{item.id}: prior {self.config.sections['prior'].name}: {error}; set {key}") from error
+        shape = shape_for(self.prior, self.config.sections["prior"].name, item, shape)
         if shape not in self.operators:
             self.operators[shape] = self.config.sections["operator"].build(image_shape=shape)
         try:
-            self.operators[shape].for_ids([item.id])
+            operator = self.operators[shape].for_ids([item.id])
         except (ValueError, OSError) as error:
             raise ConfigError(f"{item.id}: operator {self.config.sections['operator'].name}: {_one_line(error)}") from error
         if y is not None and item.measured:
-            self._match(y, shape)
+            y = self._match(y, shape)
+            check_measured(item, y, operator, self.config.sections["operator"].name, self.noise)
+            try:
+                likelihood_of(self.config, operator, as_float(torch.from_numpy(y))[None], self.noise)
+            except ValueError as error:
+                raise ConfigError(f"{item.path}: noise {self.config.sections['noise'].name}: {_one_line(error)}") from error
         return shape
 
     def _match(self, y: Array, shape: tuple[int, ...]) -> Array:
@@ -177,9 +171,10 @@ class Reconstruction:
             y = y[0]
         if y.shape != wanted:
             name = self.config.sections["operator"].name
-            raise ConfigError(
-                f"y has shape {y.shape}, but {name} measures an image of shape {shape} as {wanted}; set data.image_shape or the operator"
-            )
+            advice = "set data.image_shape or the operator"
+            if np.iscomplexobj(y):
+                advice = f"y is complex, and complex values are two real channels here, np.stack([y.real, y.imag]); else {advice}"
+            raise ConfigError(f"y has shape {y.shape}, but {name} measures an image of shape {shape} as {wanted}; {advice}")
         return y
 
     def solve(self, batch: Batch) -> Outcome:
@@ -200,7 +195,7 @@ class Reconstruction:
                     continue
                 items, arrays = by_shape.setdefault(shape, ([], []))
                 items.append(item)
-                arrays.append(array)
+                arrays.append(array[: shape[0]] if item.grey else array)
             for shape, (items, arrays) in by_shape.items():
                 total.add(self._solve(shape, items, arrays))
         for done in total.done:

@@ -1,6 +1,7 @@
 """A run: from a configuration to an output folder, in one process.
 
-What can be refused is refused before the first step is sampled: names, sizes, masks, measurements, the folder.
+What is wrong for all images is refused before the first step is sampled: names, sizes, masks, measurements, the folder. What is
+wrong with one of several is an entry of what failed.
 `invsolve.evaluation` does the same work on Lightning's Trainer.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 from invsolve.config import Config, ConfigError
 from invsolve.data import Item
+from invsolve.intake import accept_any
 from invsolve.outputs import Row, RunFolder
 from invsolve.planning import check_unchanged, remaining, units
 from invsolve.reconstruction import Reconstruction, read
@@ -48,9 +50,8 @@ def run(config: Config, prior: Any = None, say: Callable[[str], None] = print) -
     """
     items: list[Item] = config.items()
     folder = RunFolder(config)
-    for item in items:
-        if item.problem:
-            raise ConfigError(item.problem)
+    if items and all(item.problem for item in items) and config.sections["data"].values.get("shard") is None:
+        raise ConfigError(items[0].problem)
     result = RunResult(folder.path, skipped=folder.finished([item.id for item in items]))
     check_unchanged(folder, items, result.skipped)
     if result.skipped:
@@ -74,9 +75,8 @@ def _sample(config: Config, folder: RunFolder, items: Sequence[Item], result: Ru
     """Samples and writes what is not finished."""
     work = Reconstruction(config, prior, partial=folder.path / "partial")
     say(f"{config.sections['operator'].name}, {work.noise.describe()}")
-    for item in items:
-        if item.id not in result.skipped:
-            work.accept(item, item.load() if item.measured else None)
+    if not result.skipped:
+        accept_any(work.accept, items)
     folder.begin(work.weights, **work.facts())
     writer = Writer(config, folder, len(work.steps))
     try:

@@ -21,8 +21,9 @@ class Blur(LinearOperator):
     "motion": a random camera path drawn from `seed`, in a square of `taps` (61) pixels, of `intensity` (0.5) in (0, 1];
     "uniform": the mean of `taps` (9) pixels squared; "gaussian": `std` (3), or [along, across] an axis that stands `angle`
     (0) degrees counter-clockwise from the horizontal, cut at `taps` (4 std); "disk": defocus of `radius` (3), antialiased.
-    Or it is a .npy or image file (grey values / 255) or a tensor (kh, kw), used as it is, or divided by its sum if
-    `normalise`. See `operators.kernels` for the definitions. The blurred pixel is centred on tap (kh // 2, kw // 2).
+    Or it is a tensor (kh, kw), a .npy file, which has to sum to 1, or an image file, which is divided by its sum; `normalise`
+    says otherwise: true divides by the sum, false takes the numbers as they are (grey values / 255). See `operators.kernels` for
+    the definitions. The blurred pixel is centred on tap (kh // 2, kw // 2).
 
     `boundary`: pixels beyond the border repeat the image ("circular"), mirror it about the border pixels ("reflect", DPS's
     padding: Chung et al., arXiv:2209.14687), are 0 ("zero"), or are never needed ("valid": only pixels whose whole

@@ -159,10 +159,14 @@ def bicubic_kernel(factor: int) -> Tensor:
     return torch.outer(weights, weights)
 
 
-def given_kernel(source: str | Path | Tensor, normalise: bool = False) -> Tensor:
-    """Kernel (kh, kw), float64, from a tensor or a .npy, .pt or image file; divided by its sum if `normalise`, else as it is.
+def given_kernel(source: str | Path | Tensor, normalise: bool | None = None) -> Tensor:
+    """Kernel (kh, kw), float64, from a tensor or a .npy, .pt or image file.
 
-    Raises ValueError for what `read_array` refuses, another number of axes, zeros only, or a sum of 0 to divide by.
+    Divided by its sum if `normalise`, and as it is if not; by default (None) image files, whose grey values have no scale, are
+    divided, tensors are taken as they are, and the numbers of a file have to sum to 1 within 1e-3.
+
+    Raises ValueError for what `read_array` refuses, another number of axes, zeros only, or a sum of 0 to divide by or that is
+    not 1 where it has to be.
     """
     found, name = read_array(source, "kernel")
     if found.ndim == 3 and found.shape[0] == 1:
@@ -170,6 +174,11 @@ def given_kernel(source: str | Path | Tensor, normalise: bool = False) -> Tensor
     if found.ndim != 2 or not bool((found != 0).any()):
         raise ValueError(f"{name} must have shape (kh, kw) and an entry other than 0, got shape {tuple(found.shape)}")
     total = float(found.sum())
+    if isinstance(source, (str, Path)) and normalise is None:
+        normalise = Path(source).suffix not in (".npy", ".pt", ".pth")
+        if not normalise and abs(total - 1) > 1e-3:
+            gain = f"{name} sums to {total:.6g}, so that the blur scales the image by it"
+            raise ValueError(f"{gain}; normalise=true divides by the sum, normalise=false takes the numbers as they are")
     if normalise and abs(total) < 1e-12 * float(found.abs().sum()):
         raise ValueError(f"{name} sums to 0 and cannot be normalised")
     return found / total if normalise else found

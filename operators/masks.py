@@ -234,10 +234,11 @@ def super_resolve_mask(height: int, width: int) -> Tensor:
 def file_mask(height: int, width: int, mask: str | Path | Tensor) -> Tensor:
     """Mask (H, W), float64 0/1, from an image, .npy or .pt file or a tensor (H, W) or (1, H, W); nonzero means known.
 
-    Raises ValueError if there is no such file, its size is not that of the image, it holds several masks, or values other than
-    zero and one more (a photograph, or a mask with blurred edges, where it is not clear what is known).
+    In an image file transparent pixels are hidden, if all others are white. Raises ValueError if there is no such file or it cannot
+    be read, its size is not that of the image, it holds several masks, or values other than zero and one more (a photograph, or
+    a mask with blurred edges, where it is not clear what is known), and for colours other than white beside transparency.
     """
-    found, name = read_array(mask, "mask")
+    found, name = read_array(mask, "mask", transparent_hides=True)
     if found.ndim == 3 and found.shape[0] == 1:
         found = found[0]
     if found.ndim > 2 and tuple(found.shape[-2:]) == (height, width):

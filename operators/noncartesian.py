@@ -15,6 +15,7 @@ from torch import Tensor
 from operators.base import LinearOperator
 from operators.coils import sensitivities
 from operators.convolution import widened
+from operators.files import load_npy, plain
 from operators.mri import ComplexImages, complex_shape, magnitude_picture, to_channels, to_complex
 
 _GOLDEN = math.pi * (math.sqrt(5) - 1) / 2
@@ -44,11 +45,11 @@ def spirals(shots: int, samples: int, tilt: str = "golden", turns: float = 4.0) 
 def trajectory_of(path: str | Path | Tensor) -> Tensor:
     """Places (S, 2), float64, in cycles per pixel (rows, columns) from a .npy file or a tensor (..., 2).
 
-    Raises ValueError if there is no such file, for another last axis, and for values outside [-1/2, 1/2].
+    Raises ValueError if there is no such file or it cannot be read, for another last axis, and for values outside [-1/2, 1/2].
     """
     if not isinstance(path, Tensor) and not Path(path).expanduser().is_file():
         raise ValueError(f"no trajectory file at {path}")
-    found = path if isinstance(path, Tensor) else torch.from_numpy(np.load(Path(path).expanduser(), allow_pickle=False))
+    found = path if isinstance(path, Tensor) else plain(load_npy(Path(path).expanduser()))
     if found.ndim < 2 or found.shape[-1] != 2 or found.is_complex():
         raise ValueError(f"a trajectory is real, (..., 2): rows and columns of each place in k-space; got {tuple(found.shape)}")
     places = found.detach().cpu().double().reshape(-1, 2)

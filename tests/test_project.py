@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted([*ROOT.glob("invsolve/**/*.py"), *ROOT.glob("operators/**/*.py")])
 # Lower layers first; a module imports from its own layer or from lower ones.
 LAYERS = [
-    {"resources", "levels", "phantoms", "glyphs"},
+    {"resources", "levels", "phantoms", "glyphs", "pixels"},
     {"schedules", "noise"},
     {"priors", "kernels", "reverse", "likelihoods", "poisson_gaussian", "lipschitz", "chains", "inner", "optimise", "metrics"},
     {"posterior", "problems"},
@@ -29,7 +29,7 @@ LAYERS = [
     {"settings"},
     {"config"},
     {"atomic", "stored"},
-    {"data", "data_crops", "data_mri", "data_glyphs", "panels", "frames", "outputs"},
+    {"data", "data_crops", "data_mri", "data_glyphs", "panels", "frames", "outputs", "intake"},
     {"reconstruction", "planning"},
     {"writing"},
     {"run", "operator_cli", "calibrate_cli"},

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
 from invsolve.config import Config, ConfigError
-from invsolve.data import Item
 from invsolve.evaluation.datamodule import MeasurementDataModule
 from invsolve.evaluation.module import ReconstructionModule
+from invsolve.intake import accept_any
 from invsolve.outputs import RunFolder
 from invsolve.planning import check_unchanged, remaining
 from invsolve.reconstruction import Done, Outcome
@@ -63,21 +63,14 @@ class ReconstructionWriter(BasePredictionWriter):
         by_id = {item.id: item for item in data.items}
         data.todo = [[by_id[id] for id in part] for part in parts_ids]
         self.result = RunResult(folder.path, skipped=[id for id in ids if id in set(finished_ids)], whole=trainer.is_global_zero)
-        self._check_first(pl_module, [item for part in data.todo for item in part])
+        if not finished_ids:
+            accept_any(work.accept, [item for part in data.todo for item in part])
         # A shard does not know how many images the others have.
         folder.begin(work.weights, **work.facts(), **({} if data.shard else {"expected": len(ids)}))
         work.partial = folder.path / "partial"
         pl_module.skip = folder.is_finished
         pictured = None if self.panels < 0 else frozenset(ids[: self.panels])
         self._writer = Writer(config, folder, len(work.steps), pictured)
-
-    @staticmethod
-    def _check_first(module: ReconstructionModule, items: Sequence[Item]) -> None:
-        """Refuses what no item could be sampled with: the first one that can be read stands for all."""
-        for item in items:
-            if not item.problem and module.work is not None:
-                module.work.accept(item, item.load() if item.measured and item.image_shape is None else None)
-                return
 
     def write_on_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, prediction: Any, batch_indices: Sequence[int] | None,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from operators import Blur, GaussianBlur, NonlinearBlur, SpaceVaryingBlur, generator
+from operators import Blur, GaussianBlur, NonlinearBlur, SpaceVaryingBlur, SuperResolution, generator
 from operators.convolution import CircularConvolution, from_hartley, to_hartley, window
 from operators.kernels import disk_kernel, gaussian_kernel, gaussian_taps, motion_kernel, uniform_kernel
 from operators.nonlinear_blur import smooth_power
@@ -178,15 +178,21 @@ def test_gaussian_kernel_turns_counter_clockwise() -> None:
 
 
 def test_kernel_files(tmp_path: Path) -> None:
+    """Grey values have no scale, so pictures are divided by their sum; numbers have to sum to 1, or normalise says what is meant."""
     grey = (255 * torch.rand(5, 7, generator=generator(0, "test"))).to(torch.uint8)
+    one = grey.double() / grey.double().sum()
     Image.fromarray(grey.numpy()).save(tmp_path / "kernel.png")
     np.save(tmp_path / "kernel.npy", grey.numpy().astype(np.float32))
-    raw = Blur((1, 12, 12), kernel=tmp_path / "kernel.npy").kernel
-    assert torch.equal(raw, grey.double())
-    for name in ("kernel.png", "kernel.npy"):
-        kernel = Blur((1, 12, 12), kernel=str(tmp_path / name), normalise=True).kernel
-        assert (kernel - grey.double() / grey.double().sum()).abs().max() < 1e-15
-    assert (Blur((1, 12, 12), kernel=tmp_path / "kernel.png").kernel - grey.double() / 255).abs().max() < 1e-15
+    np.save(tmp_path / "one.npy", one.numpy().astype(np.float32))
+    for name, normalise, expected in (
+        ("kernel.png", None, one), ("kernel.png", True, one), ("kernel.png", False, grey.double() / 255),
+        ("kernel.npy", True, one), ("kernel.npy", False, grey.double()), ("one.npy", None, one.float().double()),
+    ):  # fmt: skip
+        kernel = Blur((1, 12, 12), kernel=str(tmp_path / name), normalise=normalise).kernel
+        assert (kernel - expected).abs().max() < 1e-15, (name, normalise)
+    for make in (Blur, SuperResolution):
+        with pytest.raises(ValueError, match=rf"kernel\.npy sums to {int(grey.sum())}, .*normalise=true divides.*normalise=false"):
+            make((1, 12, 12), kernel=tmp_path / "kernel.npy")
 
 
 def test_blurs_depend_on_the_seed_alone() -> None:
