@@ -11,6 +11,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,15 @@ class Item:
     load: Callable[[], Array]
     facts: Callable[[], dict[str, Any]] = dict
     problem: str = ""
+
+    @property
+    def filed(self) -> bool:
+        """Whether the digest is that of a file, or can be computed again; not so for what may be another at every reading."""
+        return True
+
+    def opened(self) -> Item:
+        """The item with what only its content tells, read once; a file's own is known from the listing. Raises ConfigError."""
+        return self
 
     def digest(self) -> str:
         """The sha256 of the input file."""
@@ -174,7 +184,7 @@ class Measurement:
                 raise ConfigError(f"data.measurement = {self.measurement}: no such file")
             y, stored = _read_measurement(path)
             _finite_numbers(y, path)
-            return [Item(_file_name(self.id or stored or path.stem), path, self.image_shape, True, lambda: y)]
+            return [Item(_file_name(self.id or stored or path.stem), path, self.image_shape, True, partial(np.asarray, y))]
         if self.id is not None:
             raise ConfigError(f"data.id = {self.id!r}: names one result, but data.measurement = {self.measurement} may be many files")
         items = [self._item(file) for file in find_files(self.measurement, _MEASUREMENTS, "data.measurement")]
@@ -182,16 +192,35 @@ class Measurement:
         return items
 
     def _item(self, path: Path) -> Item:
-        def load() -> Array:
-            y = _read_measurement(path)[0]
-            _finite_numbers(y, path)
-            return y
-
+        load = partial(_load_measurement, path)
         try:
             stored = _stored_id(path) if path.suffix == ".npz" else None
         except ConfigError as error:
             return Item(path.stem, path, self.image_shape, True, load, problem=str(error))
         return Item(_file_name(stored or path.stem), path, self.image_shape, True, load)
+
+
+def check_truth(x: Array, where: str) -> None:
+    """Raises ConfigError, with ``where`` in front, for a truth that does not hold numbers in [-1, 1]: bytes above all.
+
+    A little beyond is no mistake: interpolation overshoots, and an MR image that is scaled by a percentile exceeds 1.
+    """
+    if x.dtype.kind not in "fc":
+        what = "values 0 to 255" if x.dtype == np.uint8 else "no real numbers"
+        raise ConfigError(f"{where} is of type {x.dtype}, {what}; a truth holds floating-point numbers in [-1, 1] (x / 127.5 - 1 of bytes)")
+    largest = float(np.abs(x).max(initial=0))
+    if largest > _TRUTH_LIMIT:
+        raise ConfigError(f"{where} holds values up to {largest:g}; a truth lies in [-1, 1] (x / 127.5 - 1 of bytes 0 to 255)")
+
+
+# Sixteenfold is no overshoot; an image in bytes 0 to 255 reaches it unless it is all but black.
+_TRUTH_LIMIT = 16.0
+
+
+def _load_measurement(path: Path) -> Array:
+    y = _read_measurement(path)[0]
+    _finite_numbers(y, path)
+    return y
 
 
 def _finite_numbers(y: Array, path: Path) -> None:

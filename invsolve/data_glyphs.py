@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,11 +50,11 @@ class Glyphs:
 
     def _item(self, index: int) -> Item:
         name = f"{'glyph' if self.kind == 'held_out' else self.kind}-{index:04d}"
-
-        def load() -> Array:
-            return self.draw(index)[0]
-
-        def facts() -> dict[str, Any]:
-            return {"class": self.draw(index)[1]}
-
+        load, facts = partial(self._load, index), partial(self._facts, index)
         return Computed(name, Path(f"seed_{self.seed}") / name, (3, SIZE, SIZE), False, load, facts)
+
+    def _load(self, index: int) -> Array:
+        return self.draw(index)[0]
+
+    def _facts(self, index: int) -> dict[str, Any]:
+        return {"class": self.draw(index)[1]}

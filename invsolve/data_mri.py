@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,11 +62,11 @@ class Phantoms:
 
     def _item(self, index: int) -> Item:
         name = f"phantom_{index}"
+        return Computed(name, Path(f"seed_{self.seed}") / name, (2, self.size, self.size), False, partial(self.draw, index))
 
-        def load() -> Array:
-            return np.asarray(phantom(self.seed, index, self.size).numpy())
-
-        return Computed(name, Path(f"seed_{self.seed}") / name, (2, self.size, self.size), False, load)
+    def draw(self, index: int) -> Array:
+        """Phantom `index` of the stream, float32 (2, size, size)."""
+        return np.asarray(phantom(self.seed, index, self.size).numpy())
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,13 @@ class MRIData:
         return [self._item(path, k, name, sides) for k, name in zip(chosen, names, strict=True)]
 
     def _item(self, path: Path, k: int, name: str, sides: tuple[int, int]) -> Item:
-        def load() -> Array:
-            return self.read(path, k)[0]
+        return Computed(name, path, (2, *sides), False, partial(self._load, path, k), partial(self._facts, path, k))
 
-        def facts() -> dict[str, Any]:
-            return {"slice": k, "intensity_divisor": self.read(path, k)[1]}
+    def _load(self, path: Path, k: int) -> Array:
+        return self.read(path, k)[0]
 
-        return Computed(name, path, (2, *sides), False, load, facts)
+    def _facts(self, path: Path, k: int) -> dict[str, Any]:
+        return {"slice": k, "intensity_divisor": self.read(path, k)[1]}
 
     def read(self, path: Path, k: int) -> tuple[Array, float]:
         """Slice k of a file as float32 (2, H, W), and what it was divided by. Raises ConfigError."""

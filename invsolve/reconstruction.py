@@ -50,6 +50,7 @@ def read(items: Sequence[Item]) -> Batch:
         try:
             if item.problem:
                 raise ConfigError(item.problem)
+            item = item.opened()
             array = np.asarray(item.load())
             bad = int((~np.isfinite(array)).sum())
             if bad:
@@ -180,7 +181,7 @@ class Reconstruction:
         trajectory of a batch diverges its items are sampled one by one, which gives the others' same samples.
         """
         total = Outcome(failed=dict(batch.failed))
-        by_shape: dict[tuple[int, ...], tuple[list[Item], list[Array]]] = {}
+        alike: dict[tuple[tuple[int, ...], bool], tuple[list[Item], list[Array]]] = {}
         # Operators made under inference mode would be useless to autograd.
         with torch.inference_mode(False), torch.no_grad():
             for item, array in zip(batch.items, batch.arrays, strict=True):
@@ -189,10 +190,10 @@ class Reconstruction:
                 except ConfigError as error:
                     total.failed[item.id] = str(error)
                     continue
-                items, arrays = by_shape.setdefault(shape, ([], []))
+                items, arrays = alike.setdefault((shape, item.measured), ([], []))
                 items.append(item)
                 arrays.append(array)
-            for shape, (items, arrays) in by_shape.items():
+            for (shape, _), (items, arrays) in alike.items():
                 total.add(self._solve(shape, items, arrays))
         return total
 
