@@ -43,7 +43,8 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self.pid, self.held, self.signum = os.getpid(), False, None if _watch is None else _watch.signum
+        self.pid, self.held = os.getpid(), False
+        self.signum: int | None = None if _watch is None else _watch.signum
         self.kill: Callable[[int], object] | None = None
         self.others: Callable[[int | None], int | None] | None = None
         self._since = 0.0
