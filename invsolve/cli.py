@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from invsolve import __version__, calibrate_cli, operator_cli
 from invsolve.schema import ConfigError
+from invsolve.stopping import Stopped
 
 if TYPE_CHECKING:
     from invsolve.run import RunResult
@@ -51,7 +53,10 @@ _MISFIT = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0, 1 (something failed while running), 2 (the request cannot be run)."""
+    """Runs the command; returns the exit code: 0, 1 (something failed while running), 2 (the request cannot be run).
+
+    Or 128 + the number of the signal that stopped it: 130 after Ctrl-C, 143 after SIGTERM.
+    """
     options = _parser().parse_args(arguments)
     try:
         return _dispatch(options)
@@ -70,6 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("invsolve: interrupted; the same command goes on with what is not finished", file=sys.stderr)
         return 130
+    except Stopped as stop:
+        code = int(stop.code or 0)
+        if code:
+            with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal left to say it to
+                print(f"invsolve: stopped by {stop.name}; the same command goes on with what is not finished", file=sys.stderr)
+        return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -157,7 +168,8 @@ def _dispatch(options: argparse.Namespace) -> int:
         result = run(config)
     if result.whole:
         _report(result, time.perf_counter() - start)
-    return 1 if result.failed else 0
+    # Rank 0 speaks for all: Lightning's launcher kills it as soon as another rank has failed.
+    return 1 if result.failed and result.whole else 0
 
 
 def _tables(options: argparse.Namespace) -> int:

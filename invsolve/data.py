@@ -72,6 +72,15 @@ class Item:
     problem: str = ""
     grey: bool = False
 
+    @property
+    def filed(self) -> bool:
+        """Whether the digest is that of a file, or can be computed again; not so for what may be another at every reading."""
+        return True
+
+    def opened(self) -> Item:
+        """The item with what only its content tells, read once; a file's own is known from the listing. Raises ConfigError."""
+        return self
+
     def digest(self) -> str:
         """The sha256 of the input file."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,16 @@ from operators.files import native, one_line
 Array = NDArray[Any]
 
 
-def read_item(item: Item) -> tuple[Array, str]:
-    """The array of an item, float32 or complex64, and the sha256 of what was read.
+def read_item(item: Item) -> tuple[Item, Array, str]:
+    """The item as it was opened, its array, float32 or complex64, and the sha256 of what was read.
 
-    Raises ConfigError, whatever the code of its source raises.
-
-    Refused are what holds no numbers, NaN or infinity, or values beyond single precision, and a truth on another scale than [-1, 1].
+    Raises ConfigError, whatever the code of its source raises. Refused are what holds no numbers, NaN or infinity, or values beyond
+    single precision, and a truth on another scale than [-1, 1].
     """
     if item.problem:
         raise ConfigError(item.problem)
     try:
+        item = item.opened()
         array, digest = item.read()
     except ConfigError:
         raise
@@ -35,19 +36,27 @@ def read_item(item: Item) -> tuple[Array, str]:
         found = native(array, f"{item.path}: {'y' if item.measured else 'x'}")
     if not item.measured and found.ndim == 3 and found.shape[0] != 2:  # complex images have any magnitude
         check_truth(found, f"{item.path}: x")
-    return found, digest
+    return item, found, digest
 
 
-def accept_any(accept: Callable[[Item, Array | None], Any], items: Sequence[Item]) -> None:
-    """Raises the first refusal of ``accept`` where it accepts none of the items that can be read: then the configuration is wrong."""
+def accept_any(accept: Callable[[Item, Array | None], Any], items: MutableSequence[Item]) -> None:
+    """Raises the first refusal of ``accept`` where it accepts none of the items that can be read: then the configuration is wrong.
+
+    What had to be read of an item to know its shape takes its place among ``items``, so that it is not read again.
+    """
     refusal: ConfigError | None = None
-    for item in items:
-        try:
-            y = read_item(item)[0] if item.measured or item.problem else None
-        except ConfigError:
+    for k, item in enumerate(items):
+        y = None
+        if item.problem:
             continue
+        if item.measured or item.image_shape is None:
+            try:
+                items[k], y, _ = read_item(item)
+            except ConfigError as error:
+                items[k] = item if item.filed else replace(item, problem=str(error))
+                continue
         try:
-            accept(item, y)
+            accept(items[k], y)
         except ConfigError as error:
             refusal = refusal or error
         else:

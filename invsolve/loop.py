@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from invsolve import stopping
 from invsolve.checkpoint import Checkpoint, fingerprint
 from invsolve.levels import Move
 from invsolve.memory import rows_that_fit
@@ -156,8 +157,11 @@ class _Walk:
             monitor.step(move, state.x, state.x0)
             if self.observe is not None:
                 self.observe(Event(move.index, move.total, move, state.x, state.x0, self.rows))
-            if store is not None and store.due(move):
+            stop = None if move.last else stopping.requested()
+            if store is not None and (store.due(move) or stop is not None):
                 store.save_running(number, move.index + 1, vars(state), self.noise.counts)
+            if stop is not None:
+                raise stopping.Stopped(stop)
         monitor.close()
         result: Tensor = self.target.prior.decode(self.sampler.result(state))
         statistics = vars(state) if getattr(state, "statistics", ()) else None

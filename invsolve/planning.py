@@ -35,12 +35,15 @@ def remaining(unit: list[Item], folder: RunFolder) -> list[list[Item]]:
 
 
 def check_unchanged(folder: RunFolder, items: Sequence[Item], finished: Iterable[str]) -> None:
-    """Raises ConfigError if the input of a finished id, or a file of the configuration, is no longer what it was made from."""
+    """Raises ConfigError if the input of a finished id, or a file of the configuration, is no longer what it was made from.
+
+    An element of a dataset is compared when it is read, if it is.
+    """
     ids = set(finished)
     for item in items:
         if item.id in ids:
             folder.refuse_changed(item.id)
-        then = folder.fact(item.id, "input_sha256") if item.id in ids else None
+        then = folder.fact(item.id, "input_sha256") if item.id in ids and item.filed else None
         if then is not None and then != item.digest():
             raise ConfigError(
                 f"out = {folder.path}: {item.path} has changed since {item.id} was sampled; choose another folder with out=..."

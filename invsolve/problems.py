@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -108,7 +109,7 @@ class Problem:
 
 def gaussian_noise_likelihood(sigma: float) -> Callable[[Any, Tensor], GaussianLikelihood]:
     """The factory of `Problem.likelihood` for Gaussian noise."""
-    return lambda operator, y: GaussianLikelihood(operator, y, sigma)
+    return partial(GaussianLikelihood, sigma=sigma)
 
 
 def plane_problem(kind: str, noise: Any = None) -> Problem:

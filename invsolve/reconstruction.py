@@ -56,7 +56,7 @@ def read(items: Sequence[Item]) -> Batch:
     batch = Batch([], [])
     for item in items:
         try:
-            array, digest = read_item(item)
+            item, array, digest = read_item(item)
         except ConfigError as error:
             batch.failed[item.id] = str(error)
         else:
@@ -184,7 +184,7 @@ class Reconstruction:
         trajectory of a batch diverges its items are sampled one by one, which gives the others' same samples.
         """
         total = Outcome(failed=dict(batch.failed))
-        by_shape: dict[tuple[int, ...], tuple[list[Item], list[Array]]] = {}
+        alike: dict[tuple[tuple[int, ...], bool], tuple[list[Item], list[Array]]] = {}
         # Operators made under inference mode would be useless to autograd.
         with torch.inference_mode(False), torch.no_grad():
             for item, array in zip(batch.items, batch.arrays, strict=True):
@@ -193,10 +193,10 @@ class Reconstruction:
                 except ConfigError as error:
                     total.failed[item.id] = str(error)
                     continue
-                items, arrays = by_shape.setdefault(shape, ([], []))
+                items, arrays = alike.setdefault((shape, item.measured), ([], []))
                 items.append(item)
                 arrays.append(array[: shape[0]] if item.grey else array)
-            for shape, (items, arrays) in by_shape.items():
+            for (shape, _), (items, arrays) in alike.items():
                 total.add(self._solve(shape, items, arrays))
         for done in total.done:
             done.facts["input_sha256"] = batch.digests.get(done.item.id) or done.item.digest()

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from invsolve import stopping
 from invsolve.config import Config, ConfigError
 from invsolve.data import Item
 from invsolve.intake import accept_any
 from invsolve.outputs import Row, RunFolder
 from invsolve.planning import check_unchanged, remaining, units
-from invsolve.reconstruction import Reconstruction, read
+from invsolve.reconstruction import Outcome, Reconstruction, read
 from invsolve.writing import Writer
 
 LOST = "its results were removed or damaged while the run went on; the same command samples it again"
@@ -46,8 +47,14 @@ def run(config: Config, prior: Any = None, say: Callable[[str], None] = print) -
 
     ``prior`` takes the place of the configured one (then the section prior is only recorded); ``say`` receives lines for
     a person. An id whose trajectory diverges, or that cannot be read or written, is recorded in ``failed`` and the others go on.
-    Raises ConfigError where the configuration cannot be run.
+    Raises ConfigError where the configuration cannot be run, and after the step at which a signal asked to stop
+    `stopping.Stopped` (SIGTERM, SIGHUP) or KeyboardInterrupt (Ctrl-C), with the folder in order.
     """
+    with stopping.watching() as watch:
+        return _run(config, prior, say, watch)
+
+
+def _run(config: Config, prior: Any, say: Callable[[str], None], watch: stopping.Watch) -> RunResult:
     items: list[Item] = config.items()
     folder = RunFolder(config)
     if items and all(item.problem for item in items) and config.sections["data"].values.get("shard") is None:
@@ -58,7 +65,7 @@ def run(config: Config, prior: Any = None, say: Callable[[str], None] = print) -
         many = len(result.skipped)
         say(f"{many} of {len(items)} images {'is' if many == 1 else 'are'} finished in {folder.path}, not sampled again")
     if len(result.skipped) < len(items):
-        _sample(config, folder, items, result, prior, say)
+        _sample(config, folder, items, result, prior, say, watch)
     folder.gather()
     result.rows = folder.rows()
     return result
@@ -71,31 +78,41 @@ def _find_lost(folder: RunFolder, items: Sequence[Item], result: RunResult) -> N
     result.failed |= dict.fromkeys(lost, LOST)
 
 
-def _sample(config: Config, folder: RunFolder, items: Sequence[Item], result: RunResult, prior: Any, say: Callable[[str], None]) -> None:
+def _sample(
+    config: Config, folder: RunFolder, items: list[Item], result: RunResult,
+    prior: Any, say: Callable[[str], None], watch: stopping.Watch,
+) -> None:  # fmt: skip
     """Samples and writes what is not finished."""
     work = Reconstruction(config, prior, partial=folder.path / "partial")
     say(f"{config.sections['operator'].name}, {work.noise.describe()}")
     if not result.skipped:
         accept_any(work.accept, items)
-    folder.begin(work.weights, **work.facts())
-    writer = Writer(config, folder, len(work.steps))
-    try:
-        for unit in (part for whole in units(items, config.settings.batch) for part in remaining(whole, folder)):
-            outcome = work.solve(read(unit))
-            written, failed = writer.store(outcome)
-            for done in outcome.done:
-                if "chains" in done.facts:
-                    say(f"{done.item.id}: {done.facts['chains']}")
-            result.sampled += written
-            result.failed |= failed
-            result.seconds += outcome.seconds
-            if outcome.calls is not None:
-                result.calls = {key: (result.calls or {}).get(key, 0) + count for key, count in outcome.calls.items()}
-            if writer.disk_is_full:
-                say(f"{folder.path}: the disk is full; what is not finished is left to the next call")
-                break
-        _find_lost(folder, items, result)
-    finally:
-        folder.gather()
-        # A configuration that gave nothing must not bar its folder to the corrected one.
-        folder.withdraw()
+    with watch.holding():
+        folder.begin(work.weights, **work.facts())
+        writer = Writer(config, folder, len(work.steps))
+        try:
+            for unit in (part for whole in units(items, config.settings.batch) for part in remaining(whole, folder)):
+                if stopping.requested() is not None:
+                    break
+                outcome = work.solve(read(unit))
+                _account(result, outcome, writer.store(outcome), say)
+                if writer.disk_is_full:
+                    say(f"{folder.path}: the disk is full; what is not finished is left to the next call")
+                    break
+            _find_lost(folder, items, result)
+        finally:
+            folder.gather()
+            # A configuration that gave nothing must not bar its folder to the corrected one.
+            folder.withdraw()
+
+
+def _account(result: RunResult, outcome: Outcome, stored: tuple[list[str], dict[str, str]], say: Callable[[str], None]) -> None:
+    """Adds an outcome, of which ids were written and ids failed, to the result."""
+    for done in outcome.done:
+        if "chains" in done.facts:
+            say(f"{done.item.id}: {done.facts['chains']}")
+    result.sampled += stored[0]
+    result.failed |= stored[1]
+    result.seconds += outcome.seconds
+    if outcome.calls is not None:
+        result.calls = {key: (result.calls or {}).get(key, 0) + count for key, count in outcome.calls.items()}

@@ -149,7 +149,7 @@ def test_notes_beside_the_pixels_do_not_matter(tmp_path, note, behind):
     at = content.index(b"IEND" if behind else b"IDAT") - 4
     (tmp_path / "a.png").write_bytes(content[:at] + note + content[at:])
     (item,) = Images(str(tmp_path / "a.png")).items()
-    np.testing.assert_allclose(read_item(item)[0], PIXELS.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(read_item(item)[1], PIXELS.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
     mask, _ = read_array(tmp_path / "a.png", "mask")
     assert tuple(mask.shape) == PIXELS.shape[:2]
 
@@ -165,7 +165,7 @@ def test_the_orientation_of_a_sound_note_still_counts(tmp_path):
             expected = np.asarray(ImageOps.exif_transpose(opened)).transpose(2, 0, 1) / 127.5 - 1
         (item,) = Images(str(tmp_path / "a.png")).items()
         assert item.image_shape == expected.shape
-        np.testing.assert_allclose(read_item(item)[0], expected, atol=1e-6)
+        np.testing.assert_allclose(read_item(item)[1], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(">f4", 0), (">f8", 0), ("<f2", 0), ("longdouble", 0), (">c8", 0), (">i2", 0)])
@@ -175,7 +175,7 @@ def test_numbers_of_any_kind_and_byte_order(tmp_path, dtype, tolerance):
     np.savez(tmp_path / "y.npz", y=y.astype(dtype))
     for name in ("y.npy", "y.npz"):
         (item,) = Measurement(str(tmp_path / name)).items()
-        found = read_item(item)[0]
+        found = read_item(item)[1]
         assert found.dtype == (np.complex64 if "c" in dtype else np.float32)
         np.testing.assert_array_equal(found, y.astype(np.float32))
     np.save(tmp_path / "mask.npy", (Y[0] > 0).astype(dtype))
@@ -188,7 +188,7 @@ def test_tensors_of_every_kind(tmp_path):
     for tensor in (x.clone().requires_grad_(), x.bfloat16(), x.half(), x.mT, torch.zeros(1).expand(3, 8, 8), x.to(torch.float8_e4m3fn)):
         torch.save(tensor, path)
         (item,) = Measurement(str(path)).items()
-        np.testing.assert_array_equal(read_item(item)[0], tensor.detach().float().numpy())
+        np.testing.assert_array_equal(read_item(item)[1], tensor.detach().float().numpy())
     for tensor, told in (
         (x.to_sparse(), "sparse"), (x[0].to_sparse_csr(), "sparse"), (torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "quantised"),
         (torch.empty(3, 8, 8, device="meta"), "no values"), (torch.zeros(1).expand(2**20, 2**20), "at most"), ({"y": x}, "dict"),
@@ -260,7 +260,7 @@ def test_images_that_pillow_would_cut(tmp_path):
     ):  # fmt: skip
         (item,) = Images(str(tmp_path / name)).items()
         with pytest.raises(ConfigError, match=told):
-            read_item(item)[0]
+            read_item(item)[1]
     for name in ("stack.tif", "deep.png"):
         with pytest.raises(ValueError, match="3 pages|16 bits"):
             Inpainting((3, 12, 10), kind="file", mask=str(tmp_path / name))
@@ -353,9 +353,9 @@ def test_truths_in_arrays(tmp_path):
         (item,) = Images(str(tmp_path / f"{name}.npy")).items()
         expected = np.broadcast_to(value.astype(np.float32), (3, 8, 8))
         assert item.image_shape == (3, 8, 8) and item.grey == (name in ("grey", "one"))
-        np.testing.assert_array_equal(read_item(item)[0], expected)
+        np.testing.assert_array_equal(read_item(item)[1], expected)
         cropped = Images(str(tmp_path / f"{name}.npy"), size=4, fit="crop").items()[0]
-        np.testing.assert_array_equal(read_item(cropped)[0], expected[:, 2:6, 2:6])
+        np.testing.assert_array_equal(read_item(cropped)[1], expected[:, 2:6, 2:6])
         assert array_of(Images(str(tmp_path / f"{name}.npy"), size=4).items()[0]).shape == (3, 4, 4)
     assert len(Images(str(tmp_path)).items()) == 4
     picture(tmp_path / "a.png")
@@ -377,7 +377,7 @@ def test_channels(tmp_path):
     np.testing.assert_allclose(array_of(Images(grey, channels=1).items()[0]), PIXELS[None, ..., 0] / 127.5 - 1, atol=1e-6)
     for file, channels, shape, is_grey in ((colour, None, 3, False), (grey, None, 3, True), (grey, 3, 3, False), (colour, 1, 1, False)):
         (item,) = Images(file, channels=channels).items()
-        assert (item.image_shape[0], item.grey, len(read_item(item)[0])) == (shape, is_grey, shape)
+        assert (item.image_shape[0], item.grey, len(read_item(item)[1])) == (shape, is_grey, shape)
 
 
 def test_undersampled_kspace_is_no_truth(tmp_path):
@@ -399,7 +399,7 @@ def test_undersampled_kspace_is_no_truth(tmp_path):
         np.save(tmp_path / "k.npy", some)
         (item,) = MRIData(str(tmp_path / "k.npy"), "max").items()
         if told is None:
-            assert read_item(item)[0].shape == (2, 8, 8)  # zeros outside are padding
+            assert read_item(item)[1].shape == (2, 8, 8)  # zeros outside are padding
         else:
             assert pytest.raises(ConfigError, array_of, item).match(told)
     with h5py.File(tmp_path / "group.h5", "w") as file:

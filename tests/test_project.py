@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted([*ROOT.glob("invsolve/**/*.py"), *ROOT.glob("operators/**/*.py")])
 # Lower layers first; a module imports from its own layer or from lower ones.
 LAYERS = [
-    {"resources", "levels", "phantoms", "glyphs", "pixels"},
+    {"resources", "levels", "phantoms", "glyphs", "pixels", "stopping"},
     {"schedules", "noise"},
     {"priors", "kernels", "reverse", "likelihoods", "poisson_gaussian", "lipschitz", "chains", "inner", "optimise", "metrics"},
     {"posterior", "problems"},

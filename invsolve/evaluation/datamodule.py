@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from invsolve import ids, schema, tables
+from invsolve import ids, schema, stopping, tables
 from invsolve.config import Component, Config, ConfigError
-from invsolve.data import Item
+from invsolve.data import Item, check_truth
 from invsolve.planning import units
 from invsolve.reconstruction import Array, Batch, read
 from invsolve.settings import shard_of
+from invsolve.stopping import in_reader
 
 _SUFFIXES = {".npz": "measurement", ".npy": "measurement", ".pt": "measurement", ".h5": "mri_data", ".hdf5": "mri_data", ".cfl": "mri_data"}
 _FILE_KEYS = {"measurement": "measurement", "mri_data": "root", "images": "root"}
@@ -63,7 +65,8 @@ class MeasurementDataModule(LightningDataModule):
         """The elements of a map-style torch Dataset, with ids item-000000, ... where none are given.
 
         An element is a truth (C, H, W) in [-1, 1], alone or first in a tuple; or a dict with "x" (a truth) or "y" (a measurement of
-        an image of the same shape, or with "image_shape"). Raises TypeError for a dataset without a length.
+        an image of the same shape, or with "image_shape"). Each is read once a pass, when it is its turn, and its digest is that of
+        the array that was used, so transforms may be random. Raises TypeError for a dataset without a length.
         """
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise TypeError(f"{type(dataset).__name__} has no length or no items by number; a map-style Dataset is needed")
@@ -72,23 +75,23 @@ class MeasurementDataModule(LightningDataModule):
             raise ConfigError(f"{len(names)} ids for {len(dataset)} elements: one each is needed, all different and without a slash")
         module = cls(batch=batch, shard=shard, workers=workers)
         module.section = Component("data", "dataset", {"type": type(dataset).__name__, "length": len(dataset), "shard": shard})
-        module._given = [_element(dataset, k, name) for k, name in enumerate(names)]
+        module._given = [_Element.of(dataset, k, name) for k, name in enumerate(names)]
         return module
 
     def setup(self, stage: str | None = None) -> None:
-        """Lists the items, once."""
-        if not self.items:
-            first, step = shard_of(self.shard)
-            found = self.section.build().items() if self._given is None else self._given
-            self.items = ids.checked(found, f"data {self.section.name}")[first::step]
-            self.todo = units(self.items, self.batch)
+        """Lists the items, all of them still to be done: what a call before has finished is of its own folder."""
+        first, step = shard_of(self.shard)
+        found = self.section.build().items() if self._given is None else self._given
+        self.items = ids.checked(found, f"data {self.section.name}")[first::step]
+        self.todo = units(self.items, self.batch)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The units in `todo`, read; each rank gets its own."""
         trainer = self.trainer
         world, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
         dataset = _Units(self.todo)
-        return DataLoader(dataset, batch_size=1, sampler=_Share(dataset, world, rank), num_workers=self.workers, collate_fn=_only)
+        share = _Share(dataset, world, rank)
+        return DataLoader(dataset, batch_size=1, sampler=share, num_workers=self.workers, collate_fn=_only, worker_init_fn=in_reader)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves a unit where it is: what needs the device goes there when it is measured."""
@@ -99,7 +102,8 @@ class MeasurementDataModule(LightningDataModule):
         if not isinstance(batch, _Read):
             return batch
         by_id = {item.id: item for item in self.todo[batch.unit]} if batch.unit < len(self.todo) else {}
-        return Batch([by_id[id] for id in batch.arrays], list(batch.arrays.values()), batch.failed, batch.digests)
+        items = [replace(by_id[id], **batch.learnt[id]) if id in batch.learnt else by_id[id] for id in batch.arrays]
+        return Batch(items, list(batch.arrays.values()), batch.failed, batch.digests)
 
 
 def _section(source: str | dict[str, Any], shard: str | None) -> Component:
@@ -114,47 +118,81 @@ def _section(source: str | dict[str, Any], shard: str | None) -> Component:
     return Component("data", source["name"], {**schema.check("data", source["name"], values, fields), "shard": shard})
 
 
-def _element(dataset: Any, k: int, id: str) -> Item:
-    """Element k of a dataset as an item."""
-
-    def parts() -> tuple[Array, bool, Any]:
-        held = dataset[k]
-        shape = held.get("image_shape") if isinstance(held, dict) else None
-        measured = isinstance(held, dict) and "x" not in held
-        chosen = (held["y"] if measured else held["x"]) if isinstance(held, dict) else held[0] if isinstance(held, (tuple, list)) else held
-        array = chosen.detach().cpu().numpy() if isinstance(chosen, torch.Tensor) else np.asarray(chosen)
-        return array if measured else array.astype(np.float32), measured, shape
-
-    try:
-        array, measured, shape = parts()
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        problem = f"element {k} of the dataset cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
-        return _Element(id, Path(f"dataset_{k}"), None, False, lambda: parts()[0], problem=problem)
-    side: Any = tuple(shape) if shape is not None else tuple(array.shape)
-    return _Element(id, Path(f"dataset_{k}"), side, measured, lambda: parts()[0])
+# What code of a user's own may raise of an element that is damaged.
+_UNREADABLE = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
+@dataclass(frozen=True)
 class _Element(Item):
-    """An item without a file; its digest is that of its array."""
+    """Element ``index`` of a dataset, without a file; ``seen`` is the digest of its array, once that was read."""
+
+    dataset: Any = field(default=None, repr=False)
+    index: int = -1
+    seen: str = ""
+
+    @property
+    def filed(self) -> bool:
+        """False: a dataset may give another array at every reading, as random transforms do."""
+        return False
+
+    @classmethod
+    def of(cls, dataset: Any, index: int, id: str) -> _Element:
+        """The element before it is read: neither its shape nor its kind is known."""
+        return cls(id, Path(f"dataset_{index}"), None, False, partial(dataset.__getitem__, index), dataset=dataset, index=index)
+
+    def opened(self) -> Item:
+        """The element as it was read: its shape, whether it is a measurement, and its digest. Raises ConfigError."""
+        if self.seen:
+            return self
+        where = f"element {self.index} of the dataset"
+        try:
+            array, measured, shape = _parts(self.dataset[self.index])
+        except _UNREADABLE as error:
+            raise ConfigError(f"{where} cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        if measured and array.dtype.kind not in "fciu":
+            raise ConfigError(f"{where}: y has type {array.dtype}; numbers are needed")
+        if not measured:
+            check_truth(array, where)
+            array = array.astype(np.float32)
+        array = np.ascontiguousarray(array)
+        seen = hashlib.sha256(array.tobytes()).hexdigest()
+        return replace(self, image_shape=shape or array.shape, measured=measured, load=partial(np.asarray, array), seen=seen)
+
+    def learnt(self) -> dict[str, Any]:
+        """The fields that reading has set, save the array."""
+        return {"image_shape": self.image_shape, "measured": self.measured, "seen": self.seen}
 
     def digest(self) -> str:
-        """The sha256 of the array."""
-        return hashlib.sha256(np.ascontiguousarray(self.load()).tobytes()).hexdigest()
+        """The sha256 of the array. Raises ConfigError where it cannot be read."""
+        return self.read()[1]
 
     def read(self) -> tuple[Array, str]:
-        """The array, read once, and its sha256."""
-        array = np.asarray(self.load())
-        return array, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+        """The array, read once, and its sha256. Raises ConfigError where it cannot be read."""
+        opened = self.opened()
+        assert isinstance(opened, _Element)
+        return opened.load(), opened.seen
+
+
+def _parts(held: Any) -> tuple[Array, bool, Any]:
+    """(array, whether it is a measurement, image shape or None) of an element of a dataset."""
+    shape = held.get("image_shape") if isinstance(held, dict) else None
+    measured = isinstance(held, dict) and "x" not in held
+    chosen = (held["y"] if measured else held["x"]) if isinstance(held, dict) else held[0] if isinstance(held, (tuple, list)) else held
+    if isinstance(chosen, torch.Tensor):
+        chosen = chosen.detach().cpu()
+        chosen = (chosen.float() if chosen.dtype == torch.bfloat16 else chosen).resolve_conj().numpy()
+    return np.asarray(chosen), measured, None if shape is None else tuple(int(side) for side in shape)
 
 
 @dataclass
 class _Read:
-    """What a reading process sends: the number of a unit, arrays by id, and failures by id. Items may not be pickled."""
+    """What a reading process sends: the number of a unit, arrays by id, failures by id, and what elements turned out to be."""
 
     unit: int
     arrays: dict[str, Array]
     failed: dict[str, str]
     digests: dict[str, str]
+    learnt: dict[str, dict[str, Any]]
 
 
 class _Units(Dataset[Any]):
@@ -168,7 +206,9 @@ class _Units(Dataset[Any]):
 
     def __getitem__(self, index: int) -> _Read:
         batch = read(self.todo[index] if index < len(self.todo) else [])
-        return _Read(index, {item.id: array for item, array in zip(batch.items, batch.arrays, strict=True)}, batch.failed, batch.digests)
+        learnt = {item.id: item.learnt() for item in batch.items if isinstance(item, _Element)}
+        arrays = {item.id: array for item, array in zip(batch.items, batch.arrays, strict=True)}
+        return _Read(index, arrays, batch.failed, batch.digests, learnt)
 
 
 class _Share(DistributedSampler[Any]):
@@ -182,7 +222,10 @@ class _Share(DistributedSampler[Any]):
         self.units: int = len(dataset)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([min(place * self.num_replicas + self.rank, self.units) for place in range(len(self))])
+        for place in range(len(self)):
+            if stopping.requested() is not None:
+                return  # as at the end: the ranks meet in the hooks that follow
+            yield min(place * self.num_replicas + self.rank, self.units)
 
     def __len__(self) -> int:
         return max(1, -(-self.units // self.num_replicas))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from invsolve import ids
+from invsolve import ids, stopping
 from invsolve.config import Config, ConfigError
 from invsolve.evaluation.datamodule import MeasurementDataModule
 from invsolve.evaluation.module import ReconstructionModule
+from invsolve.evaluation.ranks import Ranks
 from invsolve.evaluation.writer import ReconstructionWriter
 from invsolve.run import RunResult
 
@@ -27,8 +29,14 @@ def evaluate(config: Config, prior: Any = None, say: Callable[[str], None] = pri
     """Samples every image of ``config`` that is not finished yet on the devices that its section `trainer` names.
 
     Writes the folder ``config.settings.out``, and in the end its report.html; ``prior`` takes the place of the configured one. The
-    result is that of all ranks on rank 0, and of its own on others. Raises ConfigError where the configuration cannot be run.
+    result is that of all ranks on rank 0, and of its own on others. Raises ConfigError where the configuration cannot be run, and
+    after the step at which a signal asked any rank to stop `stopping.Stopped` (SIGTERM, SIGHUP) or KeyboardInterrupt (Ctrl-C).
     """
+    with stopping.watching() as watch:
+        return _evaluate(config, prior, say, watch)
+
+
+def _evaluate(config: Config, prior: Any, say: Callable[[str], None], watch: stopping.Watch) -> RunResult:
     module, data = ReconstructionModule.from_config(config, prior), MeasurementDataModule.from_config(config)
     writer = ReconstructionWriter(str(config.settings.out), config.trainer.panels)
     out = Path(str(config.settings.out))
@@ -37,7 +45,7 @@ def evaluate(config: Config, prior: Any = None, say: Callable[[str], None] = pri
     if trainer.is_global_zero:
         say(f"{config.sections['operator'].name}, {config.sections['noise'].build().describe()}")
     try:
-        trainer.predict(module, datamodule=data, return_predictions=False)
+        _predict(trainer, module, data, watch, config.trainer.strategy)
     finally:
         _remove_logs(out, there, trainer.loggers)
     result = writer.result
@@ -47,6 +55,25 @@ def evaluate(config: Config, prior: Any = None, say: Callable[[str], None] = pri
     if trainer.is_global_zero and config.trainer.report and config.sections["data"].values.get("shard") is None:
         _write_report(result, say)
     return result
+
+
+def _predict(trainer: Trainer, module: ReconstructionModule, data: MeasurementDataModule, watch: stopping.Watch, strategy: str) -> None:
+    """Trainer.predict, ended in order by a signal: raises Stopped once what is finished is gathered."""
+    ranks = Ranks(watch, trainer, strategy)
+    trainer.callbacks.insert(0, ranks)
+    try:
+        trainer.predict(module, datamodule=data, return_predictions=False)
+    except BaseException as error:
+        # Lightning makes an exit of its own of an interrupt that did not come by our handler.
+        signum = signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else watch.signum
+        if signum is None or isinstance(error, ConfigError):
+            raise
+        ranks.end_others(stopping.KILL)
+        raise stopping.Stopped(signum, 0 if ranks.silent else None) from error
+    finally:
+        watch.held, watch.kill, watch.others = False, None, None
+    if watch.signum is not None:
+        raise stopping.Stopped(watch.signum, 0 if ranks.silent else None)
 
 
 def _write_report(result: RunResult, say: Callable[[str], None]) -> None:

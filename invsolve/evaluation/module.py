@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
+from invsolve import stopping
 from invsolve.config import Component, Config, ConfigError, Settings, assemble
 from invsolve.reconstruction import Batch, Outcome, Reconstruction
 
@@ -54,7 +55,7 @@ class ReconstructionModule(LightningModule):
         sections, settings = assemble(tree, (), _GROUPS, Settings, type(self).__name__)
         self.config = Config("evaluation", sections, settings)
         self.work: Reconstruction | None = None
-        self.skip: Callable[[str], bool] = lambda id: False
+        self.skip: Callable[[str], bool] = none_is
         self._prior: Any = None
 
     @classmethod
@@ -86,10 +87,25 @@ class ReconstructionModule(LightningModule):
         if not isinstance(batch, Batch):
             raise TypeError(f"a batch is a {type(batch).__name__}; use MeasurementDataModule (from_dataset takes a torch Dataset)")
         assert self.work is not None
+        if stopping.requested() is not None:  # a unit that was read before
+            return Outcome()
         if batch.items and all(self.skip(item.id) for item in batch.items):
             return Outcome(failed=dict(batch.failed))
-        with _plain(self.work.device.type):
-            return self.work.solve(batch)
+        try:
+            with _plain(self.work.device.type):
+                return self.work.solve(batch)
+        except stopping.Stopped:
+            return Outcome()  # the Trainer's loop ends by itself, as on every other rank: see `datamodule._Share`
+
+
+def none_is(id: str) -> bool:
+    """`ReconstructionModule.skip` where nothing is finished."""
+    return False
+
+
+def every_one_is(id: str) -> bool:
+    """`ReconstructionModule.skip` where nothing more shall be sampled."""
+    return True
 
 
 def _with_precision(config: Config, precision: str) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,11 +14,11 @@ from PIL import Image
 
 from invsolve.config import Config, ConfigError
 from invsolve.evaluation.datamodule import MeasurementDataModule
-from invsolve.evaluation.module import ReconstructionModule
+from invsolve.evaluation.module import ReconstructionModule, every_one_is
 from invsolve.intake import accept_any
 from invsolve.outputs import RunFolder
 from invsolve.planning import check_unchanged, remaining
-from invsolve.reconstruction import Done, Outcome
+from invsolve.reconstruction import Done, Outcome, Reconstruction
 from invsolve.run import LOST, RunResult
 from invsolve.writing import Writer
 
@@ -59,18 +60,35 @@ class ReconstructionWriter(BasePredictionWriter):
             check_unchanged(folder, data.items, finished)
             parts = [part for unit in data.todo for part in remaining(unit, folder)]
             todo = [sorted(finished), [[item.id for item in part] for part in parts]]
+        self._shown = set()
         finished_ids, parts_ids = trainer.strategy.broadcast(todo)
         by_id = {item.id: item for item in data.items}
         data.todo = [[by_id[id] for id in part] for part in parts_ids]
         self.result = RunResult(folder.path, skipped=[id for id in ids if id in set(finished_ids)], whole=trainer.is_global_zero)
         if not finished_ids:
-            accept_any(work.accept, [item for part in data.todo for item in part])
+            self._check_first(trainer, work, data)
         # A shard does not know how many images the others have.
         folder.begin(work.weights, **work.facts(), **({} if data.shard else {"expected": len(ids)}))
         work.partial = folder.path / "partial"
         pl_module.skip = folder.is_finished
         pictured = None if self.panels < 0 else frozenset(ids[: self.panels])
         self._writer = Writer(config, folder, len(work.steps), pictured)
+
+    @staticmethod
+    def _check_first(trainer: Trainer, work: Reconstruction, data: MeasurementDataModule) -> None:
+        """Refuses what no item could be sampled with, on every rank; rank 0 looks, and what it reads of a dataset it keeps."""
+        refusal: str | None = None
+        if trainer.is_global_zero:
+            items = [item for part in data.todo for item in part]
+            try:
+                accept_any(work.accept, items)
+            except ConfigError as error:
+                refusal = str(error)
+            kept = iter(items)
+            data.todo = [[next(kept) for _ in part] for part in data.todo]
+        refusal = trainer.strategy.broadcast(refusal)
+        if refusal is not None:
+            raise ConfigError(refusal)
 
     def write_on_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, prediction: Any, batch_indices: Sequence[int] | None,
@@ -85,8 +103,20 @@ class ReconstructionWriter(BasePredictionWriter):
         total.add(Outcome(seconds=prediction.seconds, calls=prediction.calls))
         self.result.seconds, self.result.calls = total.seconds, total.calls
         self._log(trainer, [done for done in prediction.done if done.item.id in written])
+        self._compare(prediction)
         if self._writer.disk_is_full and isinstance(pl_module, ReconstructionModule):
-            pl_module.skip = lambda id: True
+            pl_module.skip = every_one_is
+
+    def _compare(self, prediction: Outcome) -> None:
+        """Says where an element of a dataset that was finished before, and is sampled again with its unit, is another now."""
+        assert self._folder is not None and self.result is not None
+        before = set(self.result.skipped)
+        for item in (done.item for done in prediction.done if done.item.id in before):
+            if self._folder.fact(item.id, "input_sha256") not in (None, item.digest()):
+                warnings.warn(
+                    f"{item.id} is not what it was when it was sampled: another dataset, or a random transform; its results are kept",
+                    stacklevel=2,
+                )
 
     def _log(self, trainer: Trainer, done: Sequence[Done]) -> None:
         """Averages of the batch and its panels to the loggers."""
