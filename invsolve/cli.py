@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from invsolve import __version__, calibrate_cli, operator_cli
+from invsolve.console import spoken
 from invsolve.schema import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ key=value changes the configuration: `sampler=unconditional` picks another compo
 _MISFIT = 2.0
 
 
+@spoken
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 1 (something failed while running), 2 (the request cannot be run)."""
     options = _parser().parse_args(arguments)

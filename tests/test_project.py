@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted([*ROOT.glob("invsolve/**/*.py"), *ROOT.glob("operators/**/*.py")])
 # Lower layers first; a module imports from its own layer or from lower ones.
 LAYERS = [
-    {"resources", "levels", "phantoms", "glyphs"},
+    {"resources", "levels", "phantoms", "glyphs", "trees", "console"},
     {"schedules", "noise"},
     {"priors", "kernels", "reverse", "likelihoods", "poisson_gaussian", "lipschitz", "chains", "inner", "optimise", "metrics"},
     {"posterior", "problems"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"loop", "reconstructor", "affine"},
     {"calibrate"},
     {"schema", "tables"},
-    {"presets"},
+    {"presets", "overrides"},
     {"settings"},
     {"config"},
     {"data", "data_crops", "data_mri", "data_glyphs", "panels", "outputs"},
