@@ -23,7 +23,7 @@ def spoken(command: Callable[_P, int]) -> Callable[_P, int]:
     def quietly(*args: _P.args, **kwargs: _P.kwargs) -> int:
         before = sys.stdout, sys.stderr
         out, err = _Output(sys.stdout), _Output(sys.stderr)
-        sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+        sys.stdout, sys.stderr = out, err
         try:
             code = command(*args, **kwargs)
             out.flush()

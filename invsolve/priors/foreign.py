@@ -71,7 +71,7 @@ def advice(path: Path) -> str:
     try:
         names = set(_names(path))
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, struct.error, RecursionError) as error:
-        return f"{path} cannot be read as a checkpoint: {' '.join(str(error).split()) or type(error).__name__}"
+        return _untold(path, f" (it cannot be read: {' '.join(str(error).split()) or type(error).__name__})")
     if any(name.endswith("model_index.json") for name in names):
         return f"{path} is an archive of a pipeline folder; unpack it, and name the folder"
     for fits, what, remedy in _FAMILIES:
@@ -81,7 +81,12 @@ def advice(path: Path) -> str:
     held = f" (it holds {known}, ...)" if known else ""
     if path.suffix.lower() == ".pkl":
         return f"{path} is a pickle{held}, such as EDM's; {_PICKLE}"
-    return f"{path} is a single checkpoint file of a family that is not known{held}; {_OWN}"
+    return _untold(path, held)
+
+
+def _untold(path: Path, why: str) -> str:
+    stable = f"if it is Stable Diffusion's: {_STABLE}; any other: " if path.suffix.lower() in (".ckpt", ".safetensors") else ""
+    return f"{path} is a single checkpoint file of a family that is not known{why}; {stable}{_OWN}"
 
 
 def _names(path: Path) -> list[str]:

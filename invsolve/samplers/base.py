@@ -73,7 +73,7 @@ def remedy_of(sampler: Any) -> str:
     own = getattr(sampler, "remedy", None)
     if own is not None:
         return str(own)
-    return "lower zeta" if getattr(sampler, "zeta", None) else "take more steps, or smaller ones"
+    return "lower zeta" if getattr(sampler, "zeta", None) else "take more steps"
 
 
 _RULES: dict[str, Callable[[Any], bool]] = {
