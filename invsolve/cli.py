@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"invsolve: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ArithmeticError, MemoryError) as error:
         if options.debug:
             raise
         text = " ".join(str(error).split())

@@ -52,6 +52,8 @@ def moves(schedule: Schedule) -> list[Move]:
     for k, level in enumerate(levels):
         if not (math.isfinite(level.alpha) and math.isfinite(level.sigma) and level.alpha > 0 and level.sigma >= 0):
             raise ValueError(f"level {k} is {tuple(level)}; alpha > 0 and sigma >= 0 are needed")
+        if not (1e-150 < level.alpha < 1e150 and (level.sigma == 0 or 1e-150 < level.sigma < 1e150)):
+            raise ValueError(f"level {k} is {tuple(level)}; its squares must be numbers in double precision, so no 1e-150 or 1e150")
         if k and level.ratio >= levels[k - 1].ratio:
             raise ValueError(f"levels must get less noisy, but sigma/alpha goes from {levels[k - 1].ratio:g} to {level.ratio:g} at {k}")
     if levels[-1].sigma != 0.0:

@@ -115,7 +115,7 @@ def test_the_kind_of_an_operator_is_looked_up_before_advice_is_taken(small, tmp_
 @pytest.mark.parametrize(
     ("override", "key"),
     [
-        ("seed=???", "seed"), ("noise.sigma=???", "noise.sigma"), ("sampler=???", "sampler.name"), ("operator.size=[???, 2]",
+        ("seed=???", "seed"), ("noise.sigma=???", "noise.sigma"), ("sampler=???", "sampler.name"), ("operator.size=['???', 2]",
         "operator.size"),
         ("out=???", "out"), ("trainer.devices=???", "trainer.devices"), ("data.root=???", "data.root"), ("data.shard=???", "data.shard"),
     ],
@@ -201,7 +201,7 @@ def test_indices_are_bounded_before_they_are_written_out(text, count):
     [
         Karras(rho=0.001), Karras(rho=1e300), Karras(rho=math.inf), Karras(steps=10**9), Karras(sigma_max=math.inf),
         Karras(sigma_min=1e-320, rho=1e-2),
-        Karras(steps=True), DDPM(train_steps=10**9), DDPM(steps=10**12), DDPM(beta_end=1e-300), DDPM(beta_start=math.nan),
+        Karras(steps=True), DDPM(train_steps=10**9), DDPM(steps=10**12), DDPM(beta_start=math.nan),
         DDPM(train_steps=0),
         Cosine(train_steps=10**9), Cosine(offset=math.inf), Cosine(train_steps=0), Linear(steps=10**9), Linear(start=1e-320),
         Linear(start=math.nan),
