@@ -5,10 +5,26 @@ Signals live in the prior's range ([-1, 1] for images), and sigma is quoted in t
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from operators.names import missing
+
+def _refuse_other_operators() -> None:
+    """Raises ImportError, naming the file, where another module named operators stands in the way of ours; executes none of it."""
+    ours = Path(__file__).resolve().parent.parent / "operators" / "__init__.py"
+    loaded = sys.modules.get("operators")
+    spec = importlib.util.find_spec("operators") if loaded is None else None
+    found = getattr(loaded, "__file__", None) if spec is None else spec.origin
+    if found is not None and ours.is_file() and Path(found).resolve() != ours:
+        raise ImportError(f"{found} is in the way of invsolve's package `operators`; rename it, or run from another folder")
+
+
+_refuse_other_operators()
+
+from operators.names import missing  # noqa: E402
 
 __version__ = "0.1.0"
 

@@ -84,13 +84,13 @@ def calibrate(overrides: Sequence[str]) -> int:
 def _assembled(overrides: Sequence[str]) -> tuple[dict[str, Component], CalibrateSettings, set[str]]:
     """The checked sections and settings, and which of operator and noise were given."""
     from invsolve import schema, tables
-    from invsolve.config import assemble
+    from invsolve.config import assemble, name_of
 
     keys = [text.partition("=")[0] for text in overrides]
     picks = [text for text, key in zip(overrides, keys, strict=True) if key in ("sampler", "sampler.name")]
-    if not picks:
+    name = name_of("sampler", overrides)
+    if name is None:
         raise ConfigError(f"sampler=NAME is needed; the names are: {', '.join(tables.names('sampler'))}")
-    name = picks[-1].partition("=")[2]
     given = {key.partition(".")[0] for key in keys} & {"operator", "noise"}
     if "operator" in given and not {"operator", "operator.name"} & set(keys):
         raise ConfigError(f"operator=NAME is needed; the names are: {', '.join(tables.names('operator'))}")

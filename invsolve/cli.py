@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from invsolve import __version__, calibrate_cli, operator_cli
+from invsolve.console import spoken
 from invsolve.schema import ConfigError
 from invsolve.stopping import Stopped
 
@@ -52,6 +53,7 @@ key=value changes the configuration: `sampler=unconditional` picks another compo
 _MISFIT = 2.0
 
 
+@spoken
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 1 (something failed while running), 2 (the request cannot be run).
 
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"invsolve: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ArithmeticError, MemoryError) as error:
         if options.debug:
             raise
         text = " ".join(str(error).split())

@@ -9,20 +9,16 @@ schedule where it names none, come from the sampler's file for the operator at h
 from __future__ import annotations
 
 import dataclasses
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from invsolve import ids, presets, schema, tables
+from invsolve import ids, presets, schema, tables, trees
+from invsolve.overrides import around, looked_up, parse, value_of
 from invsolve.resources import resource
-from invsolve.sameness import difference, identity, literally
+from invsolve.sameness import difference, identity
 from invsolve.schema import ConfigError
 from invsolve.settings import Settings, TrainerSettings, shard_of
 from operators.trust import code_is_refused, without_code
@@ -72,8 +68,10 @@ class Component:
         values = {key: value for key, value in self.values.items() if self.group != "data" or key not in _SHARD}
         try:
             return factory(**injected, **values)
-        except (ValueError, OSError, ImportError) as error:
-            raise ConfigError(f"{self.group} {self.name}: {_one_line(error)}") from error
+        except (ValueError, OSError, ImportError, TypeError, ArithmeticError, MemoryError) as error:
+            # The latter are what Python says of numbers that are far too large or too small.
+            kind = "" if isinstance(error, (ValueError, OSError, ImportError)) else f"{type(error).__name__}: "
+            raise ConfigError(f"{self.group} {self.name}: {kind}{_one_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -116,14 +114,15 @@ def load(name: str | Path, overrides: Sequence[str] = (), trust: bool = True) ->
         with without_code():
             return load(name, overrides)
     path = _find(str(name))
-    tree = literally(_read(path)) if code_is_refused() and path.name == "config.yaml" else _read(path)
+    tree = trees.escaped(_read(path)) if code_is_refused() and path.name == "config.yaml" else _read(path)
     measured = any(text.startswith("data.measurement=") for text in overrides)
     picked = any(text.startswith(("data=", "data.name=")) for text in overrides)
-    if measured and not picked and "measurement" not in (tree.get("data") or {}):
+    if measured and not picked and not (isinstance(tree.get("data"), dict) and "measurement" in tree["data"]):
         tree["data"] = "measurement"
     mine = [text for text in overrides if text.startswith("trainer.")]
-    trainer = _trainer(tree.pop("trainer", None), mine)
     overrides = [text for text in overrides if text not in mine]
+    trainer = _trainer(tree, mine, overrides)
+    tree.pop("trainer", None)
     sections, settings = assemble(tree, overrides, tables.SECTIONS, Settings, str(path))
     shard_of(sections["data"].values["shard"])
     stem = path.parent.name if path.stem == "config" else path.stem
@@ -132,13 +131,17 @@ def load(name: str | Path, overrides: Sequence[str] = (), trust: bool = True) ->
     return Config(stem, sections, settings, trainer)
 
 
-def _trainer(section: Any, overrides: Sequence[str]) -> TrainerSettings:
-    """The section trainer, changed by overrides that begin with ``trainer.``."""
-    values = {} if section is None else section
+def _trainer(tree: Mapping[str, Any], mine: Sequence[str], others: Sequence[str]) -> TrainerSettings:
+    """The section trainer, changed by the overrides that begin with ``trainer.``."""
+    values = {} if tree.get("trainer") is None else tree["trainer"]
     if not isinstance(values, dict):
-        raise ConfigError(f"trainer = {section!r}: expected keys, such as devices")
-    merged = _merge({"trainer": values}, list(overrides), ("trainer",))["trainer"]
-    return TrainerSettings(**schema.check("trainer", "trainer", merged, schema.fields_of(TrainerSettings)))
+        raise ConfigError(f"trainer = {values!r}: expected keys, such as devices")
+    fields = schema.fields_of(TrainerSettings)
+    whole = {**around(tree, others), "trainer": dict(values)}
+    for text in mine:
+        _, key, value = value_of(text, ("trainer",), lambda _: fields)
+        whole["trainer"][str(key)] = value
+    return TrainerSettings(**schema.check("trainer", "trainer", looked_up(whole, "trainer"), fields))
 
 
 def assemble(
@@ -148,16 +151,16 @@ def assemble(
 
     ``source`` is what a message calls the place that ``tree`` came from, ``owner`` what takes the settings. Raises ConfigError.
     """
-    picks, values = _parse(overrides, groups)
+    picks, values = parse(overrides, groups)
     tree = {**tree, **picks}
-    tree.update({group: _named(group, tree.get(group), source) for group in groups if group != "schedule"})
+    tree.update(_names(tree, values, groups, source))
     advice = _advice(tree, values, source) if "sampler" in groups else presets.Advice()
     if "schedule" in groups and tree.get("schedule") is None:
         tree["schedule"] = dict(advice.schedule) if isinstance(advice.schedule, Mapping) else advice.schedule
     for group in groups:
         tree[group] = _section(group, tree.get(group), source, advice.values if group == "sampler" else None)
     fields = schema.fields_of(settings)
-    merged = _merge(tree, [_literal(text, tree, groups, fields) for text in values], groups)
+    merged = _merge(tree, values, groups, fields)
     sections = {group: _component(group, merged.pop(group)) for group in groups}
     if "sampler" in groups:
         sampler = sections["sampler"]
@@ -174,7 +177,7 @@ def show(config: Config) -> str:
     """The configuration as YAML that `load` reads; comments tell the units of sigma and how advised settings were found."""
     blocks = []
     for key, value in config.as_dict().items():
-        text = OmegaConf.to_yaml(OmegaConf.create({key: value}))
+        text = trees.dump({key: value})
         if key == "noise" and "sigma" in value:
             line, sigma = f"  sigma: {value['sigma']}\n", value["sigma"]
             both = f"[0, 1] units; {2 * sigma:g} in [-1, 1]" if value.get("units") == "unit" else f"[-1, 1] units; {sigma / 2:g} in [0, 1]"
@@ -200,33 +203,12 @@ def _find(name: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        tree = trees.read(path)
+    except ValueError as error:
         raise ConfigError(f"{path} is not a YAML file that can be read: {_one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no keys; the sections are: {', '.join(tables.SECTIONS)}")
-    return {str(key): value for key, value in tree.items()}
-
-
-def _parse(overrides: Sequence[str], groups: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """(section of ``groups`` -> name picked for it, the overrides that set values)."""
-    picks: dict[str, Any] = {}
-    values = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if text.startswith("-"):
-            raise ConfigError(f"{text}: options stand before `run`, and there is no multirun: start one run per value")
-        if text.startswith("~"):
-            raise ConfigError(f"{text}: keys cannot be removed; set the value (key=null), or pick another component")
-        if text.startswith("+"):
-            raise ConfigError(f"{text}: keys cannot be added; write {text.lstrip('+')} (`invsolve show` lists the keys)")
-        if not equals or not key:
-            raise ConfigError(f"{text!r} is not key=value, such as seed=1 or sampler.zeta=0.5")
-        if key.removesuffix(".name") in groups:
-            picks[key.removesuffix(".name")] = value
-        else:
-            values.append(text)
-    return picks, values
+    return tree
 
 
 def _section(group: str, given: Any, source: str, below: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -236,12 +218,32 @@ def _section(group: str, given: Any, source: str, below: Mapping[str, Any] | Non
     return {"name": name} | dict(_file(group, name)[0] if below is None else below) | values
 
 
+def _names(tree: Mapping[str, Any], values: Sequence[str], groups: Sequence[str], source: str) -> dict[str, Any]:
+    """The sections of ``tree`` as dicts whose names are looked up, for all that follows goes by the names."""
+    known, named = around(tree, values), {}
+    for group in groups:
+        given = tree.get(group)
+        if isinstance(given, str) and "${" in given:
+            given = looked_up(known, group)
+        elif isinstance(given, dict) and isinstance(given.get("name"), str):
+            given = {**given, "name": looked_up({**known, group: given}, group, "name")}
+        if given is not None or group != "schedule":
+            named[group] = _named(group, given, source)
+    return named
+
+
+def name_of(group: str, overrides: Sequence[str]) -> str | None:
+    """The name that ``key=value`` overrides pick for a section, looked up where it is a ${...}; None where they pick none."""
+    picks, values = parse(overrides, tables.SECTIONS)
+    return _names(picks, values, (group,), "the command line")[group]["name"] if group in picks else None
+
+
 def _advice(tree: Mapping[str, Any], values: Sequence[str], source: str) -> presets.Advice:
     """What the sampler's file says for the operator of ``tree`` (sections with names), whose kind may be among the overrides ``values``."""
     operator = _section("operator", tree["operator"], source)
-    kinds = [text.partition("=")[2] for text in values if text.startswith("operator.kind=")]
     field = schema.fields_of(tables.resolve("operator", operator["name"])).get("kind")
-    kind = kinds[-1] if kinds else operator.get("kind", None if field is None else field.default)
+    kind = looked_up(around({**tree, "operator": operator}, values), "operator", "kind")
+    kind = field.default if kind is None and field is not None else kind
     file, path = _file("sampler", tree["sampler"]["name"])
     return presets.advise(file, operator["name"], kind if isinstance(kind, str) else None, path)
 
@@ -262,46 +264,29 @@ def _named(group: str, given: Any, source: str) -> dict[str, Any]:
     if group == "data" and "measurement" in values:
         values = {"name": "measurement", **values}
     name = values.get("name")
+    if name == "???":
+        raise ConfigError(f"{group}.name is missing: it is ???, to be given; the names are: {', '.join(tables.names(group))}")
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{group}.name = {name!r}: expected one of {', '.join(tables.names(group))}")
     return dict(values)
 
 
-def _literal(override: str, tree: Mapping[str, Any], groups: Sequence[str], top_fields: Mapping[str, schema.Field]) -> str:
-    """The override with its value quoted where the key takes text, so that YAML does not read `*.png` or `010` as its own."""
-    key, _, text = override.partition("=")
-    top, _, rest = key.partition(".")
-    fields: Mapping[str, schema.Field]
-    if rest and top in groups:
-        fields = schema.fields_of(tables.resolve(top, tree[top]["name"]), skip=_INJECTED.get(top, {})) | (_SHARD if top == "data" else {})
-    else:
-        fields, rest = top_fields, key
-    plain = rest in fields and schema.takes_text(fields[rest].annotation)
-    if not plain or text in ("null", "???") or text[:1] in ("'", '"') or "${" in text:
-        return override
-    return f"{key}={json.dumps(text)}"
+def _merge(tree: dict[str, Any], values: Sequence[str], groups: Sequence[str], top: Mapping[str, schema.Field]) -> dict[str, Any]:
+    """``tree`` (sections with names) with the overrides ``values`` set and interpolations looked up."""
 
+    def fields_of(group: str) -> Mapping[str, schema.Field]:
+        if not group:
+            return top
+        known = schema.fields_of(tables.resolve(group, tree[group]["name"]), skip=_INJECTED.get(group, {}))
+        return known | (_SHARD if group == "data" else {})
 
-def _merge(tree: dict[str, Any], values: list[str], groups: Sequence[str]) -> dict[str, Any]:
-    """``tree`` with the ``key=value`` texts set and interpolations resolved."""
+    merged = dict(tree)
     for text in values:
-        key = text.partition("=")[0]
-        top, *rest = key.split(".")
-        if len(rest) > 1 or (rest and (top not in groups or not rest[0])):
-            raise ConfigError(f"unknown key {key}; keys have the form section.key, with section one of {', '.join(groups)}")
-    merged: Any = OmegaConf.create(tree)
-    text = ""
-    try:
-        for text in values:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{text}: the value is not YAML that can be read: {_one_line(error)}") from error
-    try:
-        plain = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_one_line(error)) from error
+        section, key, value = value_of(text, groups, fields_of)
+        merged[section] = value if key is None else {**merged[section], key: value}
+    plain = looked_up(merged)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return plain
 
 
 def _component(group: str, values: dict[str, Any]) -> Component:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from invsolve.ids import refuse_alike, usable
 from invsolve.pixels import cover, planes_of, truth_planes, unit
 from invsolve.resources import resource
-from invsolve.schema import ConfigError
+from invsolve.schema import ConfigError, digits
 from operators.files import (
     Unreadable,
     load_npy,
@@ -40,6 +40,7 @@ Array = NDArray[Any]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 _MEASUREMENTS = (".npz", ".npy", ".pt")
+_MOST_INDICES = 1_000_000
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -346,15 +347,20 @@ def pick(indices: str | int | Sequence[int] | None, count: int | None, key: str 
     """The indices chosen among ``count`` things; with ``count`` None any that are written out. Raises ConfigError naming ``key``."""
     if indices is None:
         return list(range(count or 0))
-    picked: list[int] = []
+    ranges: list[range] = []
     parts = indices.split(",") if isinstance(indices, str) else [str(i) for i in ([indices] if isinstance(indices, int) else indices)]
     for part in parts:
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        low, high = digits(first), digits(last if dash else first)
+        if low is None or high is None:
             raise ConfigError(f"{key} = {indices!r}: expected numbers and ranges such as 0-3 or 0,2")
-        picked += range(int(first), int(last or first) + 1)
+        if count is not None and high >= count:
+            raise ConfigError(f"{key} = {indices!r}: there are {count}, numbered 0 to {count - 1}")
+        ranges.append(range(low, high + 1))
+    # Counted before they are written out, for a range may be of more than the memory holds.
+    if sum(map(len, ranges)) > _MOST_INDICES:
+        raise ConfigError(f"{key} = {indices!r}: names more than {_MOST_INDICES}")
+    picked = [index for part in ranges for index in part]
     if not picked or len(set(picked)) < len(picked):
         raise ConfigError(f"{key} = {indices!r}: must name each once, and at least one")
-    if count is not None and max(picked) >= count:
-        raise ConfigError(f"{key} = {indices!r}: there are {count}, numbered 0 to {count - 1}")
     return picked

@@ -22,7 +22,7 @@ from torch import Tensor
 from invsolve.data import Array, Item, find_files, nameable, pick, refusing
 from invsolve.ids import refuse_alike
 from invsolve.phantoms import EVALUATION_SEED, phantom
-from invsolve.schema import ConfigError
+from invsolve.schema import ConfigError, digits
 from operators.coils import calibrated_maps, coil_maps_of
 from operators.files import MOST_BYTES, Unreadable, reading
 from operators.fourier import ifft2c
@@ -266,9 +266,10 @@ def read_cfl(path: Path) -> Array:
     lines = [line.strip() for line in header.read_text(encoding="utf-8", errors="replace").splitlines()]
     start = next((n for n, line in enumerate(lines) if line.lower().startswith("# dimensions")), None)
     numbers = lines[start + 1].split() if start is not None and start + 1 < len(lines) else []
-    if not numbers or not all(n.isdigit() and int(n) > 0 for n in numbers):
+    sides = [side for side in map(digits, numbers) if side]
+    if not numbers or len(sides) < len(numbers):
         raise Unreadable(f"{header} does not tell the dimensions: '# Dimensions' and a line of positive numbers are needed")
-    sides = [int(n) for n in numbers] + [1] * 4
+    sides += [1] * 4
     if math.prod(sides[4:]) != 1:
         raise Unreadable(f"{path} has the dimensions {numbers}; those after the coils must be 1 (take one with `bart slice`)")
     if path.stat().st_size != 8 * math.prod(sides):

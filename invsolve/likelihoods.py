@@ -128,6 +128,10 @@ class GaussianLikelihood(MeasuredLikelihood):
         self.sigma = float(sigma)
         if not (math.isfinite(self.sigma) and self.sigma >= 0):
             raise ValueError(f"sigma={sigma}; a finite number >= 0 is needed (in the units of y, [-1, 1] for images)")
+        if self.sigma and not 1e-150 < self.sigma < 1e150:
+            raise ValueError(
+                f"sigma={sigma}; its square is no number in double precision: 0, or a number far from 1e-150 and 1e150, is needed"
+            )
 
     def with_sigma(self, sigma: float) -> Self:
         """The same measurement, read as if its noise had another standard deviation."""

@@ -19,7 +19,7 @@ from invsolve.memory import rows_that_fit
 from invsolve.monitor import Event, Monitor, Observer
 from invsolve.noise import Noise, Row
 from invsolve.posterior import Posterior
-from invsolve.samplers.base import Sampler, Unfit
+from invsolve.samplers.base import Sampler, Unfit, remedy_of
 from invsolve.schedules import Schedule, moves
 
 
@@ -149,8 +149,7 @@ class _Walk:
             first, fields, self.noise.counts = saved
             state = type(state)(**{k: v.to(self.noise.device) if isinstance(v, Tensor) else v for k, v in fields.items()})
             self.bar.update(first)
-        step = "lower zeta" if getattr(self.sampler, "zeta", 0) else "see the sampler's settings"
-        remedy, tell = getattr(self.sampler, "remedy", step), getattr(self.observe, "read", None)
+        remedy, tell = remedy_of(self.sampler), getattr(self.observe, "read", None)
         monitor = Monitor(self.target, self.rows, self.bar, self.steps, remedy=remedy, tell=tell)
         for move in self.steps[first:]:
             state = self.sampler.step(self.target, state, move, self.noise)

@@ -102,7 +102,7 @@ class Monitor:
     """
 
     def __init__(
-        self, target: Any, rows: Sequence[Row], bar: Any, steps: Sequence[Move], refreshes: int = 20, remedy: str = "lower zeta",
+        self, target: Any, rows: Sequence[Row], bar: Any, steps: Sequence[Move], refreshes: int = 20, remedy: str = "take more steps",
         tell: Callable[[Move, Sequence[Row], Sequence[float]], None] | None = None,
     ) -> None:  # fmt: skip
         self.target, self.rows, self.bar, self.remedy, self.tell = target, rows, bar, remedy, tell

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,12 +45,3 @@ def flatten(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
     for key, value in tree.items():
         flat += [(f"{key}.{sub}", member) for sub, member in value.items()] if isinstance(value, Mapping) else [(key, value)]
     return flat
-
-
-def literally(value: Any) -> Any:
-    """A tree in which every ${...} is escaped, so that it stays as it stands when interpolations are resolved."""
-    if isinstance(value, dict):
-        return {key: literally(member) for key, member in value.items()}
-    if isinstance(value, list):
-        return [literally(member) for member in value]
-    return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value) if isinstance(value, str) else value

@@ -6,6 +6,7 @@ double precision, noisiest first, strictly decreasing in sigma / alpha, the last
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,15 @@ SCHEDULES: dict[str, str] = {
 """Configuration names; a new schedule is a class and one line here."""
 
 
+MOST_LEVELS = 100_000
+"""More levels, or levels that a network was trained on, are taken for a slip: they would fill the memory before the first step."""
+
+
+def _whole(name: str, value: object, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_LEVELS:
+        raise ValueError(f"{name}={value!r}; a whole number from {least} to {MOST_LEVELS} is needed")
+
+
 @runtime_checkable
 class Schedule(Protocol):
     """Anything with `levels()`: noisiest first, the last with sigma = 0."""
@@ -42,6 +52,8 @@ def moves(schedule: Schedule) -> list[Move]:
     for k, level in enumerate(levels):
         if not (math.isfinite(level.alpha) and math.isfinite(level.sigma) and level.alpha > 0 and level.sigma >= 0):
             raise ValueError(f"level {k} is {tuple(level)}; alpha > 0 and sigma >= 0 are needed")
+        if not (1e-150 < level.alpha < 1e150 and (level.sigma == 0 or 1e-150 < level.sigma < 1e150)):
+            raise ValueError(f"level {k} is {tuple(level)}; its squares must be numbers in double precision, so no 1e-150 or 1e150")
         if k and level.ratio >= levels[k - 1].ratio:
             raise ValueError(f"levels must get less noisy, but sigma/alpha goes from {levels[k - 1].ratio:g} to {level.ratio:g} at {k}")
     if levels[-1].sigma != 0.0:
@@ -63,6 +75,7 @@ def alpha_bars(beta_start: float, beta_end: float, train_steps: int, power: floa
     """
     if not (0 < beta_start < 1 and 0 < beta_end < 1):
         raise ValueError(f"beta_start={beta_start}, beta_end={beta_end}; numbers in (0, 1) are needed")
+    _whole("train_steps", train_steps)
     lo, hi = beta_start ** (1 / power), beta_end ** (1 / power)
     out, product = [], 1.0
     for i in range(train_steps):
@@ -134,8 +147,9 @@ class Cosine:
     def levels(self) -> list[Level]:
         """The kept levels, noisiest first."""
 
-        if not self.offset > 0:
-            raise ValueError(f"offset={self.offset}; a number > 0 is needed")
+        _whole("train_steps", self.train_steps)
+        if not 0 < self.offset < math.inf:
+            raise ValueError(f"offset={self.offset}; a finite number > 0 is needed")
 
         def bar(u: float) -> float:
             return math.cos(math.pi / 2 * (u + self.offset) / (1 + self.offset)) ** 2
@@ -162,14 +176,24 @@ class Karras:
 
     def levels(self) -> list[Level]:
         """The grid, noisiest first."""
-        if not 0 < self.sigma_min < self.sigma_max:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(f"0 < sigma_min < sigma_max is needed, got sigma_min={self.sigma_min}, sigma_max={self.sigma_max}")
-        if self.steps < 2:
+        if isinstance(self.steps, int) and self.steps < 2:
             raise ValueError(f"steps={self.steps}; at least 2 are needed")
-        if not self.rho > 0:
-            raise ValueError(f"rho={self.rho}; a number > 0 is needed")
-        lo, hi = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        grid = [(lo + i / (self.steps - 1) * (hi - lo)) ** self.rho for i in range(self.steps)]
+        _whole("steps", self.steps, 2)
+        if not 0 < self.rho < math.inf:
+            raise ValueError(f"rho={self.rho}; a finite number > 0 is needed")
+        try:
+            lo, hi = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+            grid = [(lo + i / (self.steps - 1) * (hi - lo)) ** self.rho for i in range(self.steps)]
+        except ArithmeticError:
+            grid = []
+        # A root or a power beyond the range of doubles, or one that rounds neighbours to the same level.
+        if not grid or not all(a > b > 0 for a, b in itertools.pairwise(grid)):
+            raise ValueError(
+                f"rho={self.rho} with sigma_min={self.sigma_min}, sigma_max={self.sigma_max} and steps={self.steps}: the levels "
+                "cannot be told apart in double precision; rho between 1 and 10 is usual"
+            )
         return [*(Level(1.0, s) for s in grid), CLEAN]
 
 
@@ -187,8 +211,9 @@ class Linear:
         """The levels, noisiest first."""
         if not 0 < self.start < 1:
             raise ValueError(f"start={self.start}; a value in (0, 1) is needed")
-        if self.steps < 1:
+        if isinstance(self.steps, int) and self.steps < 1:
             raise ValueError(f"steps={self.steps}; at least 1 is needed")
+        _whole("steps", self.steps)
         times = [self.start * (1 - i / self.steps) for i in range(self.steps)]
         return [*(Level(1 - t, t) for t in times), CLEAN]
 
@@ -202,7 +227,7 @@ class Levels:
     def __post_init__(self) -> None:
         try:
             pairs = tuple((float(a), float(s)) for a, s in self.values)
-        except TypeError as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"levels are pairs (alpha, sigma), such as [(1, 10), (1, 1), (1, 0)]; got {self.values!r}") from error
         object.__setattr__(self, "values", pairs)
         moves(self)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
+from invsolve.trees import missing
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line that names the value and what would be right."""
@@ -62,7 +64,7 @@ def check(section: str, owner: str, values: Mapping[str, Any], fields: Mapping[s
     """``values`` converted to their annotated types and completed by the defaults, in the order of ``fields``.
 
     ``section`` is the prefix of the keys in messages ("" at top level), ``owner`` the name of what takes them. Raises
-    ConfigError for an unknown key, a wrong type, a required key that is absent.
+    ConfigError for an unknown key, a wrong type, a required key that is absent, and ??? wherever it is left.
     """
     prefix = f"{section}." if section else ""
     for key in values:
@@ -71,7 +73,9 @@ def check(section: str, owner: str, values: Mapping[str, Any], fields: Mapping[s
             raise ConfigError(f"unknown key {prefix}{key}{suggestion(str(key), fields, prefix)}; {owner} takes: {takes}")
     checked = {}
     for key, field in fields.items():
-        if key in values and values[key] != "???":
+        if key in values and missing(values[key]):
+            raise ConfigError(f"{prefix}{key} is missing: {values[key]!r} says that it is to be given ({describe(field.annotation)})")
+        if key in values:
             checked[key] = convert(values[key], field.annotation, prefix + key)
         elif field.default is REQUIRED:
             raise ConfigError(f"{prefix}{key} is missing: {owner} needs it ({describe(field.annotation)})")
@@ -87,7 +91,7 @@ def suggestion(word: str, choices: Iterable[str], prefix: str = "") -> str:
 
 
 def convert(value: Any, annotation: Any, key: str) -> Any:
-    """``value`` as the annotated type; a whole float serves as an int, an int as a float, a number as text.
+    """``value`` as the annotated type; a whole float serves as an int, an int as a float, a whole number as text.
 
     Raises ConfigError naming ``key``, the value and what is expected.
     """
@@ -97,8 +101,21 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
             fitted = _fit(value, option, loose)
             if fitted is not _NO_FIT:
                 return fitted
-    shown = "null" if value is None else repr(value)
-    raise ConfigError(f"{key} = {shown}: expected {describe(annotation)}")
+    raise ConfigError(f"{key} = {_shown(value)}: expected {describe(annotation)}")
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; of a long one the beginning."""
+    try:
+        text = "null" if value is None else repr(value)
+    except ValueError:  # of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def digits(text: str) -> int | None:
+    """The number that a text of up to 18 ASCII digits writes, or None: `str.isdigit` also takes such as superscripts."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def takes_text(annotation: Any) -> bool:
@@ -141,7 +158,12 @@ def _fit_scalar(value: Any, option: type, loose: bool) -> Any:
         return _NO_FIT
     if option is int and (math.isinf(value) or value != int(value)):
         return _NO_FIT
-    return option(value)
+    if option is str and isinstance(value, float):  # whether it was written 1e3 or 1000.0 is not known any more
+        return _NO_FIT
+    try:
+        return option(value)
+    except (OverflowError, ValueError):  # beyond the range of doubles, or of what is written as text
+        return _NO_FIT
 
 
 def _fit_sequence(value: Any, origin: Any, args: tuple[Any, ...]) -> Any:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from invsolve.resources import MEMORY_GB
-from invsolve.schema import ConfigError
+from invsolve.schema import ConfigError, digits
+
+# More of anything is a slip of the keyboard, and would fill the memory before the first step.
+_MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         for key, least in (("samples", 1), ("seed", 0), ("batch", 1), ("checkpoint_every", 0)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"{key} = {getattr(self, key)}: must be at least {least}")
+            most = _MOST if key in ("samples", "batch") else 2**63 - 1
+            _check_range(key, getattr(self, key), least, most)
         if self.memory_gb is None:  # the default by its number, which belongs to what the run is
             object.__setattr__(self, "memory_gb", MEMORY_GB)
-        elif not self.memory_gb > 0:
+        elif not 0 < self.memory_gb < math.inf:
             raise ConfigError(f"memory_gb = {self.memory_gb}: must be positive, or null for the default of {MEMORY_GB:g}")
+        if self.out is not None and (not self.out or "\0" in self.out):
+            raise ConfigError(f"out = {self.out!r}: expected the name of a folder, or null for runs/<name of the preset or file>")
 
 
 @dataclass(frozen=True)
@@ -62,15 +68,21 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         for key, least in (("num_nodes", 1), ("workers", 0), ("panels", -1)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"trainer.{key} = {getattr(self, key)}: must be at least {least}")
+            _check_range(f"trainer.{key}", getattr(self, key), least, _MOST)
+
+
+def _check_range(key: str, value: int, least: int, most: int) -> None:
+    if value < least:
+        raise ConfigError(f"{key} = {value}: must be at least {least}")
+    if value > most:
+        raise ConfigError(f"{key} = {value:.6g}: must be at most {most}" if value < 1e300 else f"{key}: must be at most {most}")
 
 
 def shard_of(text: str | None) -> tuple[int, int]:
     """(i, n) of a shard "i/n", i from 0; (0, 1) for None. Raises ConfigError."""
     if text is None:
         return 0, 1
-    first, _, count = text.partition("/")
-    if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
+    first, _, count = map(digits, text.partition("/"))
+    if first is None or count is None or first >= count:
         raise ConfigError(f"data.shard = {text!r}: expected i/n with i from 0 to n - 1, such as 0/3, 1/3 and 2/3")
-    return int(first), int(count)
+    return first, count

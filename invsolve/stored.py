@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from invsolve import ids, tables
 from invsolve.config import Config, ConfigError, Settings, assemble
 from invsolve.digests import digests, path_of, sha256_of
-from invsolve.sameness import difference, flatten, identity_of, literally
+from invsolve.sameness import difference, flatten, identity_of
+from invsolve.trees import escaped
 from operators.trust import without_code
 
 
@@ -25,7 +26,7 @@ def load_run(folder: str | Path, trust: bool = False) -> Config:
     """
     tree = tree_of(Path(folder))
     groups = [group for group in tables.SECTIONS if group != "data"]
-    held = literally({key: value for key, value in tree.items() if key not in ("data", "trainer")})
+    held = escaped({key: value for key, value in tree.items() if key not in ("data", "trainer")})
     with without_code(not trust):
         sections, settings = assemble(held, (), groups, Settings, str(Path(folder) / "config.yaml"))
     return Config(Path(folder).resolve().name, sections, settings)

@@ -28,12 +28,18 @@ class Noise(Protocol):
         ...
 
 
+# Variances, and one over them, must be numbers in single precision too.
+_FAR = 1e15
+
+
 def _in_image_units(sigma: float, units: str) -> float:
     """sigma as a standard deviation where images span [-1, 1]; ValueError for a bad sigma or name of units."""
     if units not in UNITS:
         raise ValueError(f"units must be 'image' (sigma where images span [-1, 1]) or 'unit' (where they span [0, 1]), got {units!r}")
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma must be a finite number >= 0 ({'image units, [-1, 1]' if units == 'image' else '[0, 1]'}), got {sigma!r}")
+    if sigma and not 1 / _FAR <= sigma <= _FAR:
+        raise ValueError(f"sigma must be 0, or between {1 / _FAR:g} and {_FAR:g}, as its square must be a number, got {sigma!r}")
     return sigma if units == "image" else 2 * sigma
 
 
@@ -69,6 +75,8 @@ def _counts(op: Operator, x: Tensor, gain: float, generators: Sequence[torch.Gen
 def _check_gain(gain: float) -> None:
     if not (math.isfinite(gain) and gain > 0):
         raise ValueError(f"gain must be a finite number > 0, got {gain!r}")
+    if not 1 / _FAR <= gain <= _FAR:
+        raise ValueError(f"gain must be between {1 / _FAR:g} and {_FAR:g}, got {gain!r}")
 
 
 @dataclass(frozen=True)

@@ -356,7 +356,7 @@ def test_truths_in_arrays(tmp_path):
         np.testing.assert_array_equal(read_item(item)[1], expected)
         cropped = Images(str(tmp_path / f"{name}.npy"), size=4, fit="crop").items()[0]
         np.testing.assert_array_equal(read_item(cropped)[1], expected[:, 2:6, 2:6])
-        assert array_of(Images(str(tmp_path / f"{name}.npy"), size=4).items()[0]).shape == (3, 4, 4)
+        assert read_item(Images(str(tmp_path / f"{name}.npy"), size=4).items()[0])[1].shape == (3, 4, 4)
     assert len(Images(str(tmp_path)).items()) == 4
     picture(tmp_path / "a.png")
     assert [item.id for item in Images(str(tmp_path)).items()] == ["a"]  # arrays beside pictures are something else
@@ -365,7 +365,7 @@ def test_truths_in_arrays(tmp_path):
         (Y + 0j, "a real one"), (Y * np.nan, "NaN"),
     ):  # fmt: skip
         np.save(tmp_path / "bad.npy", value)
-        assert pytest.raises(ConfigError, array_of, Images(str(tmp_path / "bad.npy")).items()[0]).match(told)
+        assert pytest.raises(ConfigError, read_item, Images(str(tmp_path / "bad.npy")).items()[0]).match(told)
 
 
 def test_channels(tmp_path):
@@ -373,8 +373,8 @@ def test_channels(tmp_path):
     picture(tmp_path / "grey.png", PIXELS[..., 0])
     colour, grey = (str(tmp_path / name) for name in ("colour.png", "grey.png"))
     luma = (PIXELS @ np.array([0.299, 0.587, 0.114]) / 127.5 - 1)[None]
-    np.testing.assert_allclose(array_of(Images(colour, channels=1).items()[0]), luma, atol=1e-6)
-    np.testing.assert_allclose(array_of(Images(grey, channels=1).items()[0]), PIXELS[None, ..., 0] / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(read_item(Images(colour, channels=1).items()[0])[1], luma, atol=1e-6)
+    np.testing.assert_allclose(read_item(Images(grey, channels=1).items()[0])[1], PIXELS[None, ..., 0] / 127.5 - 1, atol=1e-6)
     for file, channels, shape, is_grey in ((colour, None, 3, False), (grey, None, 3, True), (grey, 3, 3, False), (colour, 1, 1, False)):
         (item,) = Images(file, channels=channels).items()
         assert (item.image_shape[0], item.grey, len(read_item(item)[1])) == (shape, is_grey, shape)
@@ -401,7 +401,7 @@ def test_undersampled_kspace_is_no_truth(tmp_path):
         if told is None:
             assert read_item(item)[1].shape == (2, 8, 8)  # zeros outside are padding
         else:
-            assert pytest.raises(ConfigError, array_of, item).match(told)
+            assert pytest.raises(ConfigError, read_item, item).match(told)
     with h5py.File(tmp_path / "group.h5", "w") as file:
         file.create_group("kspace")
     with pytest.raises(ConfigError, match="is a group"):

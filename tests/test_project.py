@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted([*ROOT.glob("invsolve/**/*.py"), *ROOT.glob("operators/**/*.py")])
 # Lower layers first; a module imports from its own layer or from lower ones.
 LAYERS = [
-    {"resources", "levels", "phantoms", "glyphs", "pixels", "stopping"},
+    {"resources", "levels", "phantoms", "glyphs", "pixels", "stopping", "trees", "console"},
     {"schedules", "noise"},
     {"priors", "kernels", "reverse", "likelihoods", "poisson_gaussian", "lipschitz", "chains", "inner", "optimise", "metrics"},
     {"posterior", "problems"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"loop", "reconstructor", "affine"},
     {"calibrate"},
     {"schema", "tables", "ids", "sameness", "digests"},
-    {"presets"},
+    {"presets", "overrides"},
     {"settings"},
     {"config"},
     {"atomic", "stored"},

@@ -137,7 +137,7 @@ def _device(config: Config) -> tuple[str, Any]:
         raise ConfigError(f"device = {device} and trainer.accelerator = {t.accelerator} contradict each other")
     if number and t.devices != 1:
         raise ConfigError(f"device = {device} names one device, and trainer.devices = {t.devices}")
-    return accelerator, [int(number)] if number.isdigit() else t.devices
+    return accelerator, [int(number)] if number.isascii() and number.isdigit() else t.devices
 
 
 def _logger(config: Config) -> Logger | None:

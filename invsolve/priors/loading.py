@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from invsolve.priors import pipelines
+from invsolve import trees
+from invsolve.priors import foreign, pipelines
 from invsolve.priors.conditional import ConditionalNetworkPrior
 from invsolve.priors.embedders import load_embedder
 from invsolve.priors.latent import LatentPrior
@@ -157,13 +158,11 @@ def _find(name: str, allow_download: bool) -> Path:
 
 def _refuse(given: Path) -> None:
     """Raises for a path that exists and is no pipeline folder with a UNet: says what it is, and what to do about it."""
-    held = [given] if given.is_file() else sorted(path for path in given.iterdir() if path.suffix in (".ckpt", ".safetensors"))
+    if given.is_file():
+        raise ValueError(foreign.advice(given))
+    held = sorted(path for path in given.iterdir() if path.suffix.lower() in foreign.SUFFIXES and path.is_file())
     if held:
-        raise ValueError(
-            f"{held[0]} is a single checkpoint file, such as CompVis' .ckpt; convert it to a folder, where you trust it (a .ckpt can "
-            "run code): python convert_original_stable_diffusion_to_diffusers.py --checkpoint_path FILE --dump_path FOLDER "
-            "--to_safetensors, from the folder scripts of the diffusers repository (conversion_ldm_uncond.py for an unconditional one)"
-        )
+        raise ValueError(foreign.advice(held[0]))
     if (given / "transformer").is_dir():
         raise ValueError(f"{given} holds a transformer/, such as Stable Diffusion 3; networks in unet/ are run, transformers are not")
     raise FileNotFoundError(f"{given} exists but holds no unet/ folder; a diffusers pipeline folder is needed")
@@ -173,9 +172,10 @@ def _read_card(folder: Path) -> dict[str, Any]:
     path = folder / "card.yaml"
     if not path.exists():
         return {}
-    from omegaconf import OmegaConf
-
-    card = OmegaConf.to_container(OmegaConf.load(path))
+    try:
+        card = trees.read(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not YAML that can be read: {error}") from error
     if not isinstance(card, dict):
         raise ValueError(f"{path} must hold a mapping")
-    return {str(k): v for k, v in card.items()}
+    return card

@@ -10,7 +10,7 @@ from invsolve.priors.autoencoders import DiffusersAutoencoder
 from invsolve.priors.network import TrainingTable
 from invsolve.priors.recompute import recomputed
 from invsolve.priors.weights import load_module, read_json, weights_file
-from invsolve.schedules import alpha_bars
+from invsolve.schedules import MOST_LEVELS, alpha_bars
 
 # Conditions that a network may want beside (or in place of) the embeddings, and that we would have to make up.
 _OTHER_CONDITIONS = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "time_cond_proj_dim")
@@ -133,32 +133,68 @@ def read_scheduler(folder: Path) -> tuple[TrainingTable, Any]:
     """The training table and the prediction type that scheduler_config.json states."""
     path = folder / "scheduler_config.json"
     config = read_json(path, "without it the noise levels of the network are unknown")
-    if "Flow" in config.get("_class_name", ""):
+    steps = _number(config, "num_train_timesteps", 1000, path)
+    if steps != int(steps) or not 1 <= steps <= MOST_LEVELS:
+        raise ValueError(f"{path}: num_train_timesteps is {steps:g}; a whole number from 1 to {MOST_LEVELS} is needed")
+    if "Flow" in str(config.get("_class_name", "")):
         # A `shift` moves the sampler's grid, not the network's clock, which stays 1000 sigma.
-        return TrainingTable.flow(int(config.get("num_train_timesteps", 1000))), "flow"
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction", "sample"):
-        raise ValueError(f"{path}: prediction_type {prediction!r} is not known; epsilon, v_prediction or sample is needed")
+        return TrainingTable.flow(int(steps)), "flow"
+    prediction = _prediction(config, path)
     if "beta_schedule" not in config and config.get("trained_betas") is None:
         # Such as the variance-exploding, EDM and consistency schedulers, whose networks speak of noise in other ways.
         raise ValueError(f"{path}: {config.get('_class_name', 'this scheduler')} states no beta_schedule; a DDPM-like one is needed")
     if config.get("rescale_betas_zero_snr"):
         raise ValueError(f"{path}: rescale_betas_zero_snr is not supported; its last level holds no signal (sigma/alpha is infinite)")
-    steps = int(config.get("num_train_timesteps", 1000))
-    kind = config.get("beta_schedule", "linear")
-    if config.get("trained_betas") is not None:
+    return TrainingTable.from_alpha_bars(_bars(config, int(steps), path)), prediction
+
+
+def _prediction(config: dict[str, Any], path: Path) -> str:
+    """What the network predicts: `prediction_type`, or before diffusers 0.10 `predict_epsilon` (true, or false for the image)."""
+    stated, epsilon = config.get("prediction_type"), config.get("predict_epsilon")
+    if epsilon is not None and not isinstance(epsilon, bool):
+        raise ValueError(f"{path}: predict_epsilon is {epsilon!r}; true or false is needed")
+    older = None if epsilon is None else "epsilon" if epsilon else "sample"
+    if stated is not None and older is not None and stated != older:
+        raise ValueError(
+            f"{path}: prediction_type {stated!r} and predict_epsilon={str(epsilon).lower()} contradict each other; delete the wrong one"
+        )
+    prediction = stated or older or "epsilon"
+    if prediction not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(f"{path}: prediction_type {prediction!r} is not known; epsilon, v_prediction or sample is needed")
+    return str(prediction)
+
+
+def _bars(config: dict[str, Any], steps: int, path: Path) -> list[float]:
+    """alpha_bar of every training level. Raises ValueError naming the key that is off."""
+    betas, kind = config.get("trained_betas"), config.get("beta_schedule", "linear")
+    if betas is not None:
+        if not isinstance(betas, list) or not 1 <= len(betas) <= MOST_LEVELS:
+            raise ValueError(f"{path}: trained_betas must be a list of 1 to {MOST_LEVELS} numbers")
         bars, product = [], 1.0
-        for beta in config["trained_betas"]:
+        for place, beta in enumerate(betas):
+            if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 < beta < 1:
+                raise ValueError(f"{path}: trained_betas[{place}] is {beta!r}; numbers in (0, 1) are needed")
             product *= 1 - beta
             bars.append(product)
     elif kind in ("linear", "scaled_linear"):
         power = 1.0 if kind == "linear" else 2.0
-        bars = list(alpha_bars(config.get("beta_start", 1e-4), config.get("beta_end", 2e-2), steps, power))
+        first, last = (_number(config, key, default, path) for key, default in (("beta_start", 1e-4), ("beta_end", 2e-2)))
+        try:
+            bars = list(alpha_bars(first, last, steps, power))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     elif kind == "squaredcos_cap_v2":
         bars = _cosine_bars(steps)
     else:
         raise ValueError(f"{path}: beta_schedule {kind!r} is not known; linear, scaled_linear or squaredcos_cap_v2 is needed")
-    return TrainingTable.from_alpha_bars(bars), prediction
+    return bars
+
+
+def _number(config: dict[str, Any], key: str, default: float, path: Path) -> float:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
+        raise ValueError(f"{path}: {key} is {str(value)[:40]!r}; a finite number is needed")
+    return value
 
 
 def _cosine_bars(steps: int) -> list[float]:

@@ -75,6 +75,14 @@ class Stateless:
         return state.x
 
 
+def remedy_of(sampler: Any) -> str:
+    """What to do about a step that is too large: the sampler's own `remedy`; else to lower its `zeta`, where it has one that acts."""
+    own = getattr(sampler, "remedy", None)
+    if own is not None:
+        return str(own)
+    return "lower zeta" if getattr(sampler, "zeta", None) else "take more steps"
+
+
 _RULES: dict[str, Callable[[Any], bool]] = {
     "at least 0": lambda v: v >= 0,
     "at least 1": lambda v: v >= 1,

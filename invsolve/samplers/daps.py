@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class DAPS:
     Any schedule, any operator, any likelihood that the inner draw can serve; no backward pass through the network.
     """
 
+    remedy: ClassVar[str] = "lower lr, or take inner=hmc, which cannot diverge"
     estimate: Literal["tweedie", "ode"] = "tweedie"
     ode_steps: int = 5
     ode_kernel: Literal["euler", "heun", "dpmpp_2m"] = "euler"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ class MCG(Stateless):
     returns y.
     """
 
+    remedy: ClassVar[str] = "lower weight"
     weight: float = 1.0
     gradient: Literal["norm", "squared"] = "norm"
     weighting: Literal["identity", "pseudo_inverse", "fbp"] = "identity"

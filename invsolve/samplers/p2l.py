@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -73,6 +73,7 @@ class P2L:
     image fits y best by least squares: neither the most likely nor a draw (which the penalty comes nearer to).
     """
 
+    remedy: ClassVar[str] = "lower zeta and lr"
     K: int = 1
     within: Literal["anywhere", "classes", "auto"] = "anywhere"
     class_lr: float = 0.3

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class PSLD(Stateless):
     the bias of DPS stays.
     """
 
+    remedy: ClassVar[str] = "lower omega and gamma"
     omega: float = 1.0
     gamma: float = 0.1
     gluing: Literal["adjoint", "pseudo_inverse", "goodness", "official"] = "adjoint"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -70,6 +70,7 @@ class ReSample(Stateless):
     next to no spread in what y measures, whatever the posterior's.
     """
 
+    remedy: ClassVar[str] = "lower pixel_lr, latent_lr and zeta"
     gamma: float = 40.0
     variance: Literal["paper", "official"] = "paper"
     skip: int = 10
