@@ -79,7 +79,7 @@ class SamplerReconstructor(Reconstructor):
         return {"mean": drawn.mean(1), "sample": drawn[:, 0], "all": drawn}[self.estimate].to(y.device)
 
     def _likelihood(self, y: Tensor, physics: Any) -> MeasuredLikelihood:
-        noise = getattr(physics, "noise_model", None)
+        noise: Any = getattr(physics, "noise_model", None)
         # The classes themselves: a subclass may do anything, and other noise than Gaussian has a sigma too.
         kind = GaussianNoise if self.sigma is not None else type(noise)
         if kind is ZeroNoise or kind is type(None):

@@ -45,7 +45,8 @@ class _Wrapped(Operator):
         self._copies: dict[torch.dtype, Physics] = {}
         self._modes: dict[torch.dtype, Mode] = {}
         # Whether the physics writes into its inputs or its earlier results, and how many samples its parameters are for.
-        self._guarded, self._rows = (False, 1) if like is None else (like._guarded, like._rows)
+        self._guarded: bool = like is not None and like._guarded
+        self._rows: int = 1 if like is None else like._rows
         if like is not None:
             self.measurement_shape = like.measurement_shape
         elif self.image_shape is not None:
@@ -149,7 +150,7 @@ class _Wrapped(Operator):
         self._copies, self._modes = {}, {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Wrapped:
-        return type(self)(self.physics, self.image_shape, self)
+        return type(self)(self.physics, self.image_shape, self)  # type: ignore[call-arg]
 
     def forward(self, x: Tensor) -> Tensor:
         """The wrapped physics' own measurement: A(x) with its noise and sensor models."""
@@ -211,7 +212,7 @@ class _Wrapped(Operator):
             return self
         chosen = duplicate(self.physics)
         chosen.update(**{name: b[index.to(b.device)] for name, b in held.items()})
-        other = type(self)(chosen, self.image_shape, self)
+        other = type(self)(chosen, self.image_shape, self)  # type: ignore[call-arg]
         other._rows = len(index)
         return other
 
