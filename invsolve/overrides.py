@@ -43,7 +43,7 @@ def value_of(
     if strict and (len(rest) > 1 or (rest and (top not in groups or not rest[0]))):
         raise ConfigError(f"unknown key {whole}; keys have the form section.key, with section one of {', '.join(groups)}")
     key = rest[0] if rest else None
-    field = fields_of(top if rest else "").get(key if rest else top)
+    field = fields_of(top if rest else "").get(top if key is None else key)
     if field is not None and schema.takes_text(field.annotation) and text != "null" and text[:1] not in ("'", '"'):
         return top, key, text
     try:

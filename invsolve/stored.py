@@ -7,15 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from invsolve import ids, tables
+from invsolve import ids, tables, trees
 from invsolve.config import Config, ConfigError, Settings, assemble
 from invsolve.digests import digests, path_of, sha256_of
 from invsolve.sameness import difference, flatten, identity_of
-from invsolve.trees import escaped
 from operators.trust import without_code
 
 
@@ -26,7 +21,7 @@ def load_run(folder: str | Path, trust: bool = False) -> Config:
     """
     tree = tree_of(Path(folder))
     groups = [group for group in tables.SECTIONS if group != "data"]
-    held = escaped({key: value for key, value in tree.items() if key not in ("data", "trainer")})
+    held = trees.escaped({key: value for key, value in tree.items() if key not in ("data", "trainer")})
     with without_code(not trust):
         sections, settings = assemble(held, (), groups, Settings, str(Path(folder) / "config.yaml"))
     return Config(Path(folder).resolve().name, sections, settings)
@@ -40,7 +35,7 @@ def tree_of(folder: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         tree = _plain(text)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except ValueError as error:  # bytes that are no text, and text that is no YAML
         raise ConfigError(_cut(path)) from error
     if not tree or not text.endswith("\n"):
         raise ConfigError(_cut(path))
@@ -67,7 +62,7 @@ def refuse_another(folder: Path, text: str) -> None:
 
 
 def _plain(text: str) -> dict[str, Any]:
-    tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    tree = trees.parse(text)
     return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
 
 

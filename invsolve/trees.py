@@ -163,13 +163,13 @@ def look_up(tree: Mapping[str, Any], *keys: str) -> Any:
         own = own.get(key)
     if not _refers(own):
         return own
-    from omegaconf import Container, OmegaConf
+    from omegaconf import Container, DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         found: Any = OmegaConf.create(dict(tree))
         for key in keys:
-            found = found.get(key) if isinstance(found, Container) else None
+            found = found.get(key) if isinstance(found, DictConfig) else None
         return OmegaConf.to_container(found, resolve=True) if isinstance(found, Container) else found
     except RecursionError as error:
         raise ValueError(f"{'.'.join(keys) or 'an interpolation'}: its ${{...}} leads back to itself, or is nested too deeply") from error

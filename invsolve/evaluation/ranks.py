@@ -42,7 +42,7 @@ class Ranks(Callback):
                 "use ddp (or auto on one device), or start the processes by torchrun"
             )
         # This process has yet to start the others, and so can end them all.
-        by_script = isinstance(launcher, _SubprocessScriptLauncher) and not environment.creates_processes_externally
+        by_script = isinstance(launcher, _SubprocessScriptLauncher) and not (environment and environment.creates_processes_externally)
         self._starts = launcher if by_script else None
         self._alone = self._starts is not None and trainer.num_nodes == 1
         # One that was started by Lightning: a nonzero exit code would have rank 0 killed, which speaks for all.
@@ -83,7 +83,8 @@ class _Meeting:
 
     def __init__(self, store: Any, name: str, world: int) -> None:
         self.store, self.name, self.world = store, name, world
-        self._said, self._looked, self._heard = False, 0.0, None
+        self._said, self._looked = False, 0.0
+        self._heard: int | None = None
 
     def tell(self, signum: int | None, now: bool = False) -> int | None:
         """Tells the others of a signal, once, and returns what any rank has told, as known a moment ago."""
