@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from operators import Blur, GaussianBlur, NonlinearBlur, SpaceVaryingBlur, SuperResolution, generator
+from operators import Blur, GaussianBlur, NonlinearBlur, SpaceVaryingBlur, generator
 from operators.convolution import CircularConvolution, from_hartley, to_hartley, window
 from operators.kernels import disk_kernel, gaussian_kernel, gaussian_taps, motion_kernel, uniform_kernel
 from operators.nonlinear_blur import smooth_power
 from operators.spacevarying import smooth_windows
+from operators.superresolution import KernelDownsampling
 
 
 def image(*shape: int) -> Tensor:
@@ -190,7 +191,7 @@ def test_kernel_files(tmp_path: Path) -> None:
     ):  # fmt: skip
         kernel = Blur((1, 12, 12), kernel=str(tmp_path / name), normalise=normalise).kernel
         assert (kernel - expected).abs().max() < 1e-15, (name, normalise)
-    for make in (Blur, SuperResolution):
+    for make in (Blur, KernelDownsampling):
         with pytest.raises(ValueError, match=rf"kernel\.npy sums to {int(grey.sum())}, .*normalise=true divides.*normalise=false"):
             make((1, 12, 12), kernel=tmp_path / "kernel.npy")
 
