@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from invsolve.config import ConfigError
 from invsolve.data import Images, find_files
 from invsolve.data_crops import Crops
+from invsolve.stored import tree_of
 from invsolve.writing import unit_range
 
 # Backbone -> torchvision's file of its ImageNet weights; the linear heads come with torchmetrics.
@@ -96,16 +96,16 @@ class SetDistances:
 
         Raises ConfigError for images that cannot be read, or that are too small.
         """
-        tree: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-        data: dict[str, Any] = tree["data"]
+        data: Any = tree_of(run).get("data")
+        data = data if isinstance(data, dict) else {}
         source: Images | Crops
-        if data["name"] == "images":
-            source = Images(str(self.folder), **{key: data[key] for key in ("size", "fit", "origin", "alpha")})
-        elif data["name"] == "crops":
-            source = Crops(str(self.folder), **{key: data[key] for key in ("size", "each", "reduce")})
+        if data.get("name") == "images":
+            source = Images(str(self.folder), **{key: data[key] for key in ("size", "fit", "origin", "alpha", "channels") if key in data})
+        elif data.get("name") == "crops":
+            source = Crops(str(self.folder), **{key: data[key] for key in ("size", "each", "reduce") if key in data})
         else:
             source = Images(str(self.folder), size=(shape[-2], shape[-1]))
-            self._cut = f", these scaled and cut to {shape[-2]} x {shape[-1]}, for data {data['name']} says nothing of image files"
+            self._cut = f", these scaled and cut to {shape[-2]} x {shape[-1]}, for data {data.get('name')} says nothing of image files"
         try:
             items = source.items()
         except ConfigError as error:
