@@ -191,7 +191,7 @@ class Reconstruction:
                 try:
                     shape = self.accept(item, array if item.measured else None)
                 except ConfigError as error:
-                    total.failed[item.id] = str(error)
+                    total.failed[item.id] = str(error).removeprefix(f"{item.id}: ")
                     continue
                 items, arrays = alike.setdefault((shape, item.measured), ([], []))
                 items.append(item)

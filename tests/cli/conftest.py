@@ -20,8 +20,9 @@ class CountedPrior:
         self.image_shape = self.inner.image_shape
         self.calls = Calls()
         self.weights_sha256 = "0" * 64
-        self.fail_at = None
         self.device = torch.device("cpu")
+
+    fail_at = None  # of the class: what an object holds is part of what a checkpoint knows it by
 
     def denoise(self, x, t):
         self.calls.forward += 1

@@ -46,15 +46,15 @@ def spoil_measurements(folder: Path, y: np.ndarray) -> set[str]:
     np.save(folder / "shape.npy", y[:, :5])
     np.savez(folder / "slash.npz", y=y, id="../out")
     torch.save(torch.from_numpy(y).to_sparse(), folder / "sparse.pt")
-    return {"rot", "nan", "huge", "bytes", "complex", "shape", "slash", "sparse"}
+    return {"rot", "nan", "huge", "bytes", "complex", "shape", "../out", "sparse"}
 
 
 @pytest.mark.parametrize("command", ["run", "eval"])
 def test_unreadable_images_are_entries_of_failed(small, photos, cli, work, prior, command):
     bad = spoil_images(photos)
-    (photos / "cost $_$ \\frac x^.png").write_bytes((photos / "a.png").read_bytes())
+    (photos / "cost $_$ x^.png").write_bytes((photos / "a.png").read_bytes())
     (photos / "._a.png").write_bytes(b"\0\5\x16\7")
-    good = {"a", "b", "c", "d", "cost $_$ \\frac x^"}
+    good = {"a", "b", "c", "d", "cost $_$ x^"}
     check(cli, command, [small], work / "runs" / "small", good, bad, prior)
 
 

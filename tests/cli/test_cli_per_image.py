@@ -62,14 +62,16 @@ def test_a_stored_measurement_meets_the_mask_of_its_id(small, cli, work, togethe
         np.testing.assert_allclose(arrays["samples"], stored(together, "b")["samples"], atol=1e-5)
 
 
-def test_a_missing_mask_file_is_refused_before_sampling(small, cli, work, prior):
+def test_an_image_without_a_mask_fails_and_the_others_do_not(small, cli, work, prior):
     masks = work / "masks"
     masks.mkdir()
     for id in "abd":
         np.save(masks / f"{id}.npy", np.eye(16))
     chosen = ["operator.kind=file", "operator.size=null", "operator.margin=0", "operator.mask=masks", "operator.per_image=true"]
     outcome = cli("run", small, *chosen)
-    assert outcome.code != 0
-    assert "no mask for image 'c': there is neither c.png nor c.npy in masks" in outcome.err
-    assert prior.calls.forward == 0
-    assert not (work / "runs/small/arrays").exists()
+    assert outcome.code == 1
+    assert "failed: c: " in outcome.err and "no mask for image 'c': there is neither c.png nor c.npy in masks" in outcome.err
+    assert sorted(path.stem for path in (work / "runs/small/arrays").iterdir()) == ["a", "b", "d"]
+    prior.calls.forward = 0
+    outcome = cli("run", small, *chosen, "data.indices=2", "out=runs/alone")
+    assert outcome.code == 2 and prior.calls.forward == 0 and not (work / "runs/alone").exists()
