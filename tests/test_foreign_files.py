@@ -89,7 +89,7 @@ def outcome(source, load) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a warning would be a line more
-            found = [load(item) for item in source().items()]
+            found = [load(item)[1] for item in source().items()]
     except ConfigError as error:
         assert str(error) and "\n" not in str(error)
         return "refused"

@@ -157,7 +157,7 @@ def test_matrix_from_a_file(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("boundary", ["circular", "reflect", "zero", "valid"])
 def test_a_solve_that_is_not_reached_breaks_no_law(boundary: str) -> None:
     """A wide Gaussian has singular values far below what conjugate gradients resolve; that is told, by name, with the residual."""
-    op = Blur((1, 12, 12), kernel="gaussian", std=1.0, boundary=boundary)
+    op = Blur((1, 16, 16), kernel="gaussian", std=1.0, boundary=boundary)
     op.max_iter = 20
     laws = check(op)
     assert [law for law in laws if not law.passed] == []
