@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,6 @@ import torch
 from torch import Tensor
 
 from invsolve.config import ConfigError
-from invsolve.data import Images, find_files
-from invsolve.data_crops import Crops
-from invsolve.stored import tree_of
 from invsolve.writing import unit_range
 
 # Backbone -> torchvision's file of its ImageNet weights; the linear heads come with torchmetrics.
@@ -70,16 +67,14 @@ class Lpips:
 
 
 class SetDistances:
-    """FID (Heusel et al. 2017) and KID (Binkowski et al. 2018) of sets of images against the images of ``folder``.
+    """FID (Heusel et al. 2017) and KID (Binkowski et al. 2018) of sets of images against reference images.
 
     Images in [-1, 1] are clipped and rounded to 8 bits, as Inception is fed. ``features`` maps uint8 (B, 3, H, W) to (B, d), and
     ``name`` says what it is; without it Inception V3 in torch-fidelity's form, whose weights must lie in torch's hub folder.
-    Raises ConfigError where they do not, where torch-fidelity is missing, and for a folder without images.
+    Raises ConfigError where they do not, and where torch-fidelity is missing.
     """
 
-    def __init__(self, folder: str | Path, features: Callable[[Tensor], Tensor] | None = None, name: str = "features given") -> None:
-        find_files(str(folder), key="--fid")
-        self.folder = folder
+    def __init__(self, features: Callable[[Tensor], Tensor] | None = None, name: str = "features given") -> None:
         self._features, self.name = (features, name) if features is not None else _inception()
         self._held: dict[str, list[Tensor]] = {}
         self._cut = ""
@@ -91,29 +86,11 @@ class SetDistances:
             with torch.no_grad():
                 self._held.setdefault(group, []).append(self._features(picture).reshape(1, -1).double().cpu())
 
-    def add_reference(self, run: Path, shape: tuple[int, ...]) -> None:
-        """Adds the images of the folder, cut and scaled as the run's own were, or where these were no image files to its (C, H, W).
-
-        Raises ConfigError for images that cannot be read, or that are too small.
-        """
-        data: Any = tree_of(run).get("data")
-        data = data if isinstance(data, dict) else {}
-        source: Images | Crops
-        if data.get("name") == "images":
-            source = Images(str(self.folder), **{key: data[key] for key in ("size", "fit", "origin", "alpha", "channels") if key in data})
-        elif data.get("name") == "crops":
-            source = Crops(str(self.folder), **{key: data[key] for key in ("size", "each", "reduce") if key in data})
-        else:
-            source = Images(str(self.folder), size=(shape[-2], shape[-1]))
-            self._cut = f", these scaled and cut to {shape[-2]} x {shape[-1]}, for data {data.get('name')} says nothing of image files"
-        try:
-            items = source.items()
-        except ConfigError as error:
-            raise ConfigError(f"--fid = {self.folder}: {error}") from error
-        for item in items:
-            if item.problem:
-                raise ConfigError(f"--fid: {item.problem}")
-            self.add("reference", torch.from_numpy(item.load())[None])
+    def add_reference(self, images: Iterable[Tensor], note: str = "") -> None:
+        """Adds the images (C, H, W) to compare with; ``note`` says what was done to them."""
+        for image in images:
+            self.add("reference", image[None])
+        self._cut = note
 
     def of(self, group: str) -> dict[str, float]:
         """{"fid": ..., "kid": ...} of a set. Raises ConfigError for less than two images in it or in the reference."""

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from invsolve.config import ConfigError
+from invsolve.data import find_files
 from invsolve.evaluation import formats
 from invsolve.evaluation.formats import Table
 from invsolve.evaluation.perceptual import Lpips, SetDistances
 from invsolve.evaluation.reading import StoredRun
+from invsolve.evaluation.reference import Reference
 from invsolve.outputs import replacing
 from invsolve.writing import fidelity
 
@@ -133,7 +135,9 @@ def scores_of(
     if not stored.finished:
         raise ConfigError(f"{run}: nothing is finished there; `invsolve eval` or `invsolve run` writes results")
     perceptual = Lpips(lpips)
-    distances = None if reference is None else SetDistances(reference, features)
+    if reference is not None:
+        find_files(str(reference), key="--fid")  # before the arrays are read
+    distances = None if reference is None else SetDistances(features)
     values: dict[tuple[str, str], dict[str, float]] = {}
     count, truths = 0, {}
     for id in stored.finished:
@@ -149,8 +153,9 @@ def scores_of(
             distances.add("one", _aligned(operator, arrays))
             distances.add("mean", arrays["mean"][None])
     notes, sets = _notes(perceptual, bool(truths)), {}
-    if distances is not None:
-        distances.add_reference(stored.folder, shape)
+    if distances is not None and reference is not None:
+        images = Reference(reference, stored.folder, shape)
+        distances.add_reference(images, images.note)
         sets = {(group, name): value for group in ("one", "mean") for name, value in distances.of(group).items()}
         notes.append(distances.note)
     if stored.code:

@@ -16,6 +16,7 @@ from invsolve.cli import main
 from invsolve.config import ConfigError, load
 from invsolve.evaluation import compare, evaluate, perceptual, score
 from invsolve.evaluation.perceptual import Lpips, SetDistances, kernel_distance
+from invsolve.evaluation.reference import Reference
 from operators import GaussianBlur
 
 COUNT = 5
@@ -205,8 +206,8 @@ def test_the_reference_is_cut_into_crops_as_the_images_of_the_run_were(work, pri
     config = work / "runs/crops/config.yaml"
     for name, count, words in (("crops", 6, "6 reference images, as 8 bits"), ("dataset", 3, "cut to 16 x 16, for data dataset")):
         config.write_text(config.read_text().replace("name: crops", f"name: {name}"))
-        distances = SetDistances(work / "wide", three_features)
-        distances.add_reference(work / "runs/crops", (3, 16, 16))
+        distances, images = SetDistances(three_features), Reference(work / "wide", work / "runs/crops", (3, 16, 16))
+        distances.add_reference(images, images.note)
         assert distances.count("reference") == count and words in distances.note
         if name == "crops":
             wanted = [np.round(255 * unit(a["x"])).astype(np.uint8) for a in stored(work / "runs/crops").values()]
@@ -215,7 +216,7 @@ def test_the_reference_is_cut_into_crops_as_the_images_of_the_run_were(work, pri
     save_photos(work / "little", ["a"], 20, 20, 0.1)
     config.write_text(config.read_text().replace("name: dataset", "name: crops"))
     with pytest.raises(ConfigError, match="--fid = .*little: .*does not fit into a.png"):
-        SetDistances(work / "little", three_features).add_reference(work / "runs/crops", (3, 16, 16))
+        list(Reference(work / "little", work / "runs/crops", (3, 16, 16)))
 
 
 def test_arrays_that_are_damaged_are_named(runs):
@@ -281,7 +282,7 @@ def test_inception_is_of_local_weights_or_refused(runs, work, tmp_path, monkeypa
     assert main([*command[:-1], "nowhere"]) == 2 and "--fid = nowhere" in capsys.readouterr().err
     (work / "photos/i07.png").write_bytes(b"no image")
     assert main(command) == 2 and "--fid: photos/i07.png cannot be read" in capsys.readouterr().err
-    distances = SetDistances("photos", three_features)
+    distances = SetDistances(three_features)
     distances.add("one", torch.zeros(3, 3, 16, 16))
     with pytest.raises(ConfigError, match="two images or more; there are 3, and 0 in the reference"):
         distances.of("one")
