@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,10 +112,11 @@ def load(name: str | Path, overrides: Sequence[str] = (), trust: bool = True) ->
     ConfigError.
     """
     if not trust:
-        with without_code():
+        stored = Path(name).name == "config.yaml"
+        with without_code(), trees.literally() if stored else nullcontext():
             return load(name, overrides)
     path = _find(str(name))
-    tree = trees.escaped(_read(path)) if code_is_refused() and path.name == "config.yaml" else _read(path)
+    tree = trees.unescaped(_read(path)) if code_is_refused() and path.name == "config.yaml" else _read(path)
     measured = any(text.startswith("data.measurement=") for text in overrides)
     picked = any(text.startswith(("data=", "data.name=")) for text in overrides)
     if measured and not picked and not (isinstance(tree.get("data"), dict) and "measurement" in tree["data"]):

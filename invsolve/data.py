@@ -223,7 +223,10 @@ class Measurement:
             if not os.path.isfile(path):
                 raise ConfigError(f"data.measurement = {printable(self.measurement)}: no such file")
             _read_measurement(path)
-            return [self._item(path, self.id)]
+            item = self._item(path, self.id)
+            if not item.problem:
+                usable(item.id, "data.id")
+            return [item]
         if self.id is not None:
             raise ConfigError(f"data.id = {self.id!r}: names one result, but data.measurement = {self.measurement} may be many files")
         items = [self._item(file) for file in find_files(self.measurement, _MEASUREMENTS, "data.measurement")]

@@ -21,8 +21,8 @@ def load_run(folder: str | Path, trust: bool = False) -> Config:
     """
     tree = tree_of(Path(folder))
     groups = [group for group in tables.SECTIONS if group != "data"]
-    held = trees.escaped({key: value for key, value in tree.items() if key not in ("data", "trainer")})
-    with without_code(not trust):
+    held = {key: value for key, value in tree.items() if key not in ("data", "trainer")}
+    with without_code(not trust), trees.literally():
         sections, settings = assemble(held, (), groups, Settings, str(Path(folder) / "config.yaml"))
     return Config(Path(folder).resolve().name, sections, settings)
 
@@ -62,7 +62,7 @@ def refuse_another(folder: Path, text: str) -> None:
 
 
 def _plain(text: str) -> dict[str, Any]:
-    tree = trees.parse(text)
+    tree = trees.unescaped(trees.parse(text))
     return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ _LARGEST_FILE = 4_000_000  # bytes
 _MOST_VALUES = 100_000  # with aliases written out
 _DEEPEST = 50
 _TAG = "tag:yaml.org,2002:"
+_LITERAL: ContextVar[bool] = ContextVar("literal", default=False)
 
 
 class _Loader(yaml.SafeLoader):
@@ -154,14 +157,14 @@ def _no_value(kind: str, node: yaml.Node) -> ValueError:
 def look_up(tree: Mapping[str, Any], *keys: str) -> Any:
     """What stands under ``keys`` of a tree (None where nothing does), with every ${...} in it looked up in the whole tree.
 
-    Raises ValueError, in one line, for what cannot be looked up.
+    Inside `literally` it is what stands there. Raises ValueError, in one line, for what cannot be looked up.
     """
     own: Any = tree
     for key in keys:
         if not isinstance(own, Mapping):
             break
         own = own.get(key)
-    if not _refers(own):
+    if _LITERAL.get() or not _refers(own):
         return own
     from omegaconf import Container, DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -177,6 +180,16 @@ def look_up(tree: Mapping[str, Any], *keys: str) -> Any:
         where = getattr(error, "full_key", None) or ".".join(keys)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{where}: {reason}" if where else reason) from error
+
+
+@contextmanager
+def literally() -> Iterator[None]:
+    """Inside the block nothing is looked up: ${...} is text, as in a stored configuration that is only read."""
+    token = _LITERAL.set(True)
+    try:
+        yield
+    finally:
+        _LITERAL.reset(token)
 
 
 def _refers(value: Any) -> bool:
@@ -199,8 +212,18 @@ def _any(value: Any, holds: Callable[[str], bool]) -> bool:
 
 def escaped(value: Any) -> Any:
     """A tree of values in which every ${...} is written so that reading it gives these values, and looks nothing up."""
+    return _mapped(value, lambda text: re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text))
+
+
+def unescaped(value: Any) -> Any:
+    """The inverse of `escaped`; a ${...} that is not escaped stays as it stands."""
+    return _mapped(value, lambda text: re.sub(r"((?:\\\\)*)\\(?=\$\{)", lambda found: found[1][::2], text))
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """A tree with every text in it changed."""
     if isinstance(value, Mapping):
-        return {key: escaped(member) for key, member in value.items()}
+        return {key: _mapped(member, change) for key, member in value.items()}
     if isinstance(value, (list, tuple)):
-        return [escaped(member) for member in value]
-    return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value) if isinstance(value, str) else value
+        return [_mapped(member, change) for member in value]
+    return change(value) if isinstance(value, str) else value

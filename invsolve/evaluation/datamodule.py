@@ -164,7 +164,9 @@ class _Element(Item):
 
     def digest(self) -> str:
         """The sha256 of the array. Raises ConfigError where it cannot be read."""
-        return self.read()[1]
+        opened = self.opened()
+        assert isinstance(opened, _Element)
+        return opened.seen
 
     def read(self) -> tuple[Array, str]:
         """The array, read once, and its sha256. Raises ConfigError where it cannot be read."""

@@ -323,3 +323,12 @@ def test_text_keys_take_no_number_whose_spelling_is_lost(small, cli):
     assert takes_text(str | None)
     small.write_text(small.read_text() + "out: 1e3\n")
     refused(cli("show", small), "out = 1000.0", "text")
+
+
+@pytest.mark.parametrize("text", ["${a}", r"\${a}", r"\\${a}", "x ${a} ${b.c}", r"\\\${a}", "plain", "$", "{}"])
+def test_what_is_escaped_reads_the_same_and_looks_nothing_up(text):
+    held = {"section": {"key": [text]}}
+    assert trees.unescaped(trees.escaped(held)) == held
+    assert trees.look_up(trees.escaped(held)) == held
+    with trees.literally():
+        assert trees.look_up(held) == held

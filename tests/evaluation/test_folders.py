@@ -301,7 +301,7 @@ def test_failures_of_all_shards_are_gathered_and_none_takes_anothers(work, prior
     assert RunFolder(few("out=both")).failures() == {"i00": "of the first", "i01": "of the second"}
 
 
-@pytest.mark.parametrize("name", ["...png", "x .png", f"{'y' * 210}.png", "CON.png"])
+@pytest.mark.parametrize("name", ["x .png", f"{'y' * 210}.png", "CON.png"])
 def test_a_file_whose_name_gives_no_id_is_a_failure_and_nothing_is_written_elsewhere(work, prior, name):
     shutil.move(work / "photos/i01.png", work / "photos" / name)
     (work / "lot").mkdir()
@@ -320,7 +320,7 @@ def test_a_file_whose_name_gives_no_id_is_a_failure_and_nothing_is_written_elsew
 
 def test_ids_with_dots_and_part_are_in_every_table(work, prior):
     (work / "lot").mkdir()
-    names = ["a.part", ".b", ".c.part"]
+    names = ["a.part", "b", "b.c.part"]
     for name in names:
         shutil.copy(work / "photos/i00.png", work / "lot" / f"{name}.png")
     result = quiet(load("small.yaml", ["data.root=lot", "out=run"]), prior)
@@ -520,3 +520,16 @@ def test_a_comparison_overwrites_nothing_unasked(work, prior, capsys):
     assert (work / "README.csv").read_text() != "mine"
     with pytest.raises(ConfigError, match="exists"):
         compare(["run", "run"], lpips="none").write("README")
+
+
+def test_a_file_that_is_named_by_dots_alone_is_hidden_and_refused_by_name(work, prior):
+    """`...png` would have the id `..`, which leads out of the folder."""
+    (work / "lot").mkdir()
+    shutil.copy(work / "photos/i00.png", work / "lot/...png")
+    shutil.copy(work / "photos/i00.png", work / "lot/i00.png")
+    result = quiet(load("small.yaml", ["data.root=lot", "out=deep/run"]), prior)
+    assert result.sampled == ["i00"] and not result.failed
+    before = set(work.rglob("*"))
+    with pytest.raises(ConfigError, match=r"'\.\.' is the name of no file"):
+        run(load("small.yaml", ["data.root=lot/...png", "out=deep/other"]), prior, say=lambda line: None)
+    assert set(work.rglob("*")) == before
