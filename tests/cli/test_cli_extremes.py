@@ -296,6 +296,29 @@ def test_the_remedy_names_settings_that_the_sampler_has(name):
     assert keys & set(words) or "steps" in words
 
 
+@pytest.mark.parametrize("name", sorted(tables.table("sampler")))
+def test_counts_that_would_not_end_are_refused_by_every_sampler(name):
+    kind = tables.resolve("sampler", name)
+    for key, field in fields_of(kind).items():
+        if field.annotation in (int, int | None):
+            with pytest.raises(ValueError, match=f"{key}=1000000000"):
+                kind(**{key: 10**9})
+
+
+@pytest.mark.parametrize("key", ["trainer.devices", "trainer.workers", "trainer.num_nodes"])
+def test_a_million_processes_are_not_started(small, cli, key):
+    refused(cli("eval", small, f"{key}=1e9"), f"{key} = 1e+09: must be at most")
+    refused(cli("eval", small, f'{key}="99999999"'), f"{key} = ")
+
+
+def test_names_that_are_too_long_for_a_file_are_names_that_are_not_there(small, cli):
+    long = "x" * 5000
+    refused(cli("show", long), "unknown preset")
+    refused(cli("show", f"{long}.yaml"), "no such configuration file")
+    refused(cli("show", small, f"sampler={long}"), "unknown sampler")
+    refused(cli("score", long), "holds no config.yaml")
+
+
 def spoken(work, command, **environment):
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
