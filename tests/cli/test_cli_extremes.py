@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -250,6 +251,15 @@ def test_checkpoint_files_are_told_by_their_names(family, older, tmp_path):
 class Trap:
     def __reduce__(self):
         return os.mkdir, ("trapped",)
+
+
+def test_what_stands_in_the_place_of_weights_is_told(tmp_path):
+    pointer, archive = tmp_path / "w.safetensors", tmp_path / "w.zip"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n")
+    assert "git lfs pull" in foreign.advice(pointer)
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("unet/config.json", "{}")
+    assert "unpack it" in foreign.advice(archive)
 
 
 def test_no_checkpoint_is_unpickled(work):
