@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from invsolve import ids
+from invsolve.schema import ConfigError
 
 
 def _machine() -> str:
@@ -55,6 +56,12 @@ class Created:
             except OSError:  # gone, or something of another's is in it
                 continue
         self.files, self._folders = set(), []
+
+
+def refuse_existing(path: Path, overwrite: bool = False) -> None:
+    """Raises ConfigError where a file that a command was asked to write is there, unless ``overwrite``."""
+    if not overwrite and os.path.lexists(path):
+        raise ConfigError(f"{path}: exists; choose another name, or replace it with --overwrite")
 
 
 def temporary_beside(path: Path) -> Path:

@@ -27,7 +27,7 @@ Truths are drawn from a Gaussian prior and from one of two modes, measured, and 
 keys: sampler, operator, noise (default gaussian with sigma 0.1), schedule and their KEYs; problem (both, gaussian or mixture),
 image_shape (default: the first of [1,8,8], [3,8,8], [2,8,8] and the same of 16 and 32 that the operator takes and changes), images
 (pairs of truth and measurement, 128), draws (of each, 39), seed, tolerance (0.1: a standard deviation off by 10 %, a mean by 0.1
-standard deviations), level (0.01: of a false alarm), json (a file; - prints it instead of the table).
+standard deviations), level (0.01: of a false alarm), json (a new file; - prints it instead of the table).
 
 Settings of the sampler that are not given are the defaults of its class, for those in configs/sampler were tuned on photographs;
 the schedule is that of a run. It takes seconds where steps are few and solves in closed form, and minutes for long chains: take
@@ -54,9 +54,18 @@ class CalibrateSettings:
     progress: bool = True
 
 
-def calibrate(overrides: Sequence[str]) -> int:
-    """Prints what was found on each problem that the ``key=value`` overrides describe; 0 if calibrated, else 1."""
+def calibrate(overrides: Sequence[str], overwrite: bool = False) -> int:
+    """Prints what was found on each problem that the ``key=value`` overrides describe; 0 if calibrated, else 1.
+
+    The file of ``json`` is refused if it exists, unless ``overwrite``.
+    """
+    from pathlib import Path
+
+    from invsolve.atomic import refuse_existing
+
     sections, settings, given = _assembled(overrides)
+    if settings.json not in (None, "-"):
+        refuse_existing(Path(settings.json), overwrite)
     sampler, schedule = sections["sampler"].build(), sections["schedule"].build()
     problems = _problems(sections, settings, given)
     from invsolve.calibrate import calibrate as measure

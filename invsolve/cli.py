@@ -108,8 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="changes to the configuration")
     for name, text, epilog in (*operator_cli.HELP, calibrate_cli.HELP):
         command = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=formatter)
-        if name == "show-operator":
-            command.add_argument("--overwrite", action="store_true", help="replace the picture if it exists")
+        if name != "check":
+            written = "the picture" if name == "show-operator" else "the file of json=FILE"
+            command.add_argument("--overwrite", action="store_true", help=f"replace {written} if it exists")
         command.add_argument("overrides", nargs=argparse.REMAINDER, metavar="key=value", help="what to look at")
     _add_scoring(commands)
     command = commands.add_parser("list", help="list what can be named", description="list what can be named")
@@ -150,7 +151,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "show-operator":
         return operator_cli.show(options.overrides, options.overwrite)
     if options.command == "calibrate":
-        return calibrate_cli.calibrate(options.overrides)
+        return calibrate_cli.calibrate(options.overrides, options.overwrite)
     if options.command in ("score", "compare", "report"):
         return _tables(options)
     from invsolve.config import load, show

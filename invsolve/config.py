@@ -9,6 +9,7 @@ schedule where it names none, come from the sampler's file for the operator at h
 from __future__ import annotations
 
 import dataclasses
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -194,11 +195,11 @@ def show(config: Config) -> str:
 def _find(name: str) -> Path:
     """The file of a preset, or the path as given where it ends in .yaml or .yml."""
     if Path(name).suffix in (".yaml", ".yml"):
-        if not Path(name).is_file():
+        if not os.path.isfile(name):
             raise ConfigError(f"no such configuration file: {name}")
         return Path(name)
     preset = resource("configs", "run", f"{name}.yaml")
-    if "/" in name or not preset.is_file():
+    if "/" in name or not os.path.isfile(preset):
         raise tables.unknown("preset", name, tables.names("run"))
     return preset
 

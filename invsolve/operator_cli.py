@@ -92,6 +92,7 @@ def check(overrides: Sequence[str]) -> int:
 
 def show(overrides: Sequence[str], overwrite: bool = False) -> int:
     """Writes the picture of an operator that the ``key=value`` overrides describe; the exit code, 0."""
+    from invsolve.atomic import refuse_existing
     from invsolve.config import assemble
     from invsolve.data import Images
     from invsolve.outputs import replacing
@@ -105,8 +106,7 @@ def show(overrides: Sequence[str], overwrite: bool = False) -> int:
     assert item.image_shape is not None
     out = Path(settings.out)
     out = out if out.suffix.lower() == ".png" else out / f"{item.id}_{sections['operator'].name}.png"
-    if out.exists() and not overwrite:
-        raise ConfigError(f"out = {out}: exists; choose another, or replace it with --overwrite")
+    refuse_existing(out, overwrite)
     operator = _build(sections["operator"], [(channels, *item.image_shape[1:]) for channels in _CHANNELS])
     import torch
 

@@ -11,6 +11,7 @@ from invsolve.schema import ConfigError, digits
 
 # More of anything is a slip of the keyboard, and would fill the memory before the first step.
 _MOST = 1_000_000
+_MOST_PROCESSES = 1024  # on one machine, each of which holds the network
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,10 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         for key, least in (("num_nodes", 1), ("workers", 0), ("panels", -1)):
-            _check_range(f"trainer.{key}", getattr(self, key), least, _MOST)
+            _check_range(f"trainer.{key}", getattr(self, key), least, _MOST_PROCESSES if key == "workers" else _MOST)
+        count = digits(self.devices) if isinstance(self.devices, str) else self.devices
+        if count is not None and count > _MOST_PROCESSES:  # below it is the Trainer that knows: -1 is all
+            _check_range("trainer.devices", count, 0, _MOST_PROCESSES)
 
 
 def _check_range(key: str, value: int, least: int, most: int) -> None:

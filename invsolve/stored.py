@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def load_run(folder: str | Path, trust: bool = False) -> Config:
 def tree_of(folder: Path) -> dict[str, Any]:
     """config.yaml of a run folder as it stands. Raises ConfigError where there is none, and for what was cut off."""
     path = folder / "config.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"{folder}: holds no config.yaml, so it is no run")
     try:
         text = path.read_text(encoding="utf-8")

@@ -71,7 +71,7 @@ def names(group: str) -> list[str]:
 def component_file(group: str, name: str) -> Path | None:
     """The file ``configs/<group>/<name>.yaml`` where there is one."""
     path = resource("configs", group, f"{name}.yaml")
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None  # False, too, for a name that is too long for any file
 
 
 def resolve(group: str, name: str) -> Any:

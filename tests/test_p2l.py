@@ -469,7 +469,7 @@ def test_refusals():
     for options, message in (
         ({"K": -1}, "K=-1; a whole number >= 0"),
         ({"gamma": 1.5}, r"gamma=1\.5; a whole number >= 0"),
-        ({"rehearsals": -1}, "rehearsals=-1; a whole number >= 0"),
+        ({"rehearsals": -1}, r"rehearsals=-1; a whole number in \[0, 1000\]"),
         ({"lr": 0.0}, r"lr=0\.0; a finite number > 0"),
         ({"lam": 0.0}, r"lam=0\.0; a finite number > 0"),
         ({"radius": -1.0}, r"radius=-1\.0; a finite number > 0"),

@@ -147,6 +147,8 @@ class _Element(Item):
         where = f"element {self.index} of the dataset"
         try:
             array, measured, shape = _parts(self.dataset[self.index])
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
         except _UNREADABLE as error:
             raise ConfigError(f"{where} cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from error
         if measured and array.dtype.kind not in "fciu":
@@ -179,6 +181,8 @@ def _parts(held: Any) -> tuple[Array, bool, Any]:
     """(array, whether it is a measurement, image shape or None) of an element of a dataset."""
     shape = held.get("image_shape") if isinstance(held, dict) else None
     measured = isinstance(held, dict) and "x" not in held
+    if measured and "y" not in held:
+        raise ConfigError(f"a dict needs x (a truth) or y (a measurement); its keys are: {', '.join(map(str, held)) or 'none'}")
     chosen = (held["y"] if measured else held["x"]) if isinstance(held, dict) else held[0] if isinstance(held, (tuple, list)) else held
     if isinstance(chosen, torch.Tensor):
         chosen = chosen.detach().cpu()

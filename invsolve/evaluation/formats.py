@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from invsolve import atomic
 from invsolve.outputs import replacing
-from invsolve.schema import ConfigError
 
 _LATEX = {"±": r"$\pm$", "²": r"$^2$", "≤": r"$\le$", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "→": r"$\to$", "−": "$-$"}
 
@@ -66,8 +65,7 @@ def write(tables: Sequence[Table], stem: str | Path, overwrite: bool = True) -> 
 def refuse_existing(stem: str | Path, overwrite: bool) -> None:
     """Raises ConfigError where a file that `write` would write is there, unless ``overwrite``."""
     for path in (Path(f"{stem}.{suffix}") for suffix in ("md", "tex", "csv")):
-        if not overwrite and os.path.lexists(path):
-            raise ConfigError(f"{path}: exists; choose another name, or replace it with --overwrite")
+        atomic.refuse_existing(path, overwrite)
 
 
 def average(values: Sequence[float]) -> tuple[float, float]:

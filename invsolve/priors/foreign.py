@@ -14,6 +14,7 @@ SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".zip", ".safetensors")
 """Endings of the names of checkpoint files."""
 
 _MOST_BYTES = 64_000_000
+_POINTER = b"version https://git-lfs"
 _MOST_OPERATIONS = 2_000_000
 _OWN = (
     "build the network with its own code, load the weights with torch.load(..., weights_only=True), and give it to "
@@ -69,10 +70,13 @@ def advice(path: Path) -> str:
     if path.suffix.lower() not in SUFFIXES:
         return f"{path} is a file of another kind; a diffusers pipeline folder is needed"
     try:
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                return f"{path} is a pointer of git-lfs in the place of the weights; `git lfs pull` fetches them"
         names = set(_names(path))
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, struct.error, RecursionError) as error:
         return _untold(path, f" (it cannot be read: {' '.join(str(error).split()) or type(error).__name__})")
-    if any(name.endswith("model_index.json") for name in names):
+    if any(name.endswith(("model_index.json", "/config.json")) for name in names):
         return f"{path} is an archive of a pipeline folder; unpack it, and name the folder"
     for fits, what, remedy in _FAMILIES:
         if fits(names):

@@ -92,7 +92,7 @@ class P2L:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        check_settings(self, **dict.fromkeys(("K", "rehearsals", "gamma"), "a whole number >= 0"))
+        check_settings(self, **dict.fromkeys(("K", "gamma"), "a whole number >= 0"), rehearsals="a whole number in [0, 1000]")
         check_settings(self, tuned="an interval (low, high)", eta="a number in [0, 1]")
         check_settings(self, **dict.fromkeys(("class_lr", "lr", "radius", "lam"), "a finite number > 0"))
         check_settings(self, **dict.fromkeys(("penalty", "spread", "zeta"), "a finite number >= 0"))

@@ -24,6 +24,14 @@ def test_a_biased_sampler_fails_with_reasons_and_json(cli, work):
     assert json.loads(cli(*arguments, "json=-").out) == found
 
 
+def test_a_file_of_json_is_replaced_only_when_that_is_said(cli, work):
+    (work / "notes.json").write_text("mine")
+    arguments = ("sampler=dps", "problem=gaussian", "schedule.steps=2", "json=notes.json", *SMALL)
+    refused(cli("calibrate", *arguments), "notes.json: exists", "--overwrite")
+    assert (work / "notes.json").read_text() == "mine"
+    assert cli("calibrate", "--overwrite", *arguments).code == 1 and json.loads((work / "notes.json").read_text())["images"] == 32
+
+
 def test_a_calibrated_sampler_passes_on_both_problems(cli):
     # With so many standard deviations allowed nothing is off; the table is the same.
     ran = cli("calibrate", "sampler=daps", "operator=inpainting", "schedule.steps=10", "schedule.sigma_max=5", "tolerance=2", *SMALL)

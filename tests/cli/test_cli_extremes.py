@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -252,6 +253,15 @@ class Trap:
         return os.mkdir, ("trapped",)
 
 
+def test_what_stands_in_the_place_of_weights_is_told(tmp_path):
+    pointer, archive = tmp_path / "w.safetensors", tmp_path / "w.zip"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n")
+    assert "git lfs pull" in foreign.advice(pointer)
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("unet/config.json", "{}")
+    assert "unpack it" in foreign.advice(archive)
+
+
 def test_no_checkpoint_is_unpickled(work):
     for name in ("edm.pkl", "edm.pt", "edm.ckpt"):
         (work / name).write_bytes(pickle.dumps({"ema": Trap(), "k": "EDMPrecond"}))
@@ -294,6 +304,29 @@ def test_the_remedy_names_settings_that_the_sampler_has(name):
     keys = set(fields_of(kind))
     assert ("zeta" in words) <= ("zeta" in keys)
     assert keys & set(words) or "steps" in words
+
+
+@pytest.mark.parametrize("name", sorted(tables.table("sampler")))
+def test_counts_that_would_not_end_are_refused_by_every_sampler(name):
+    kind = tables.resolve("sampler", name)
+    for key, field in fields_of(kind).items():
+        if field.annotation in (int, int | None):
+            with pytest.raises(ValueError, match=f"{key}=1000000000"):
+                kind(**{key: 10**9})
+
+
+@pytest.mark.parametrize("key", ["trainer.devices", "trainer.workers", "trainer.num_nodes"])
+def test_a_million_processes_are_not_started(small, cli, key):
+    refused(cli("eval", small, f"{key}=1e9"), f"{key} = 1e+09: must be at most")
+    refused(cli("eval", small, f'{key}="99999999"'), f"{key} = ")
+
+
+def test_names_that_are_too_long_for_a_file_are_names_that_are_not_there(small, cli):
+    long = "x" * 5000
+    refused(cli("show", long), "unknown preset")
+    refused(cli("show", f"{long}.yaml"), "no such configuration file")
+    refused(cli("show", small, f"sampler={long}"), "unknown sampler")
+    refused(cli("score", long), "holds no config.yaml")
 
 
 def spoken(work, command, **environment):

@@ -160,7 +160,7 @@ class TestShow:
         assert cli(*command).code == 0
         file = work / "looks" / "a_identity.png"
         before = file.read_bytes()
-        refused(cli(*command, "seed=1"), "out = looks/a_identity.png: exists", "--overwrite")
+        refused(cli(*command, "seed=1"), "looks/a_identity.png: exists", "--overwrite")
         assert file.read_bytes() == before
         assert cli(*command, "seed=1", "--overwrite").code == 0
         assert file.read_bytes() != before

@@ -160,7 +160,7 @@ def test_elements_of_any_kind_and_those_that_are_none(work, prior):
     """Truths and measurements side by side; bytes, bytes as floats, and one that cannot be read are failures of their ids."""
     result = predict(prior, MeasurementDataModule.from_dataset(Fixed(), batch=4), "runs/kinds")
     assert result.sampled == [f"item-{k:06d}" for k in range(4)] and list(result.failed) == [f"item-{k:06d}" for k in range(4, 7)]
-    for k, words in ((4, "uint8, values 0 to 255"), (5, "values up to 255; a truth lies in [-1, 1]"), (6, "KeyError")):
+    for k, words in ((4, "uint8, values 0 to 255"), (5, "values up to 255; a truth lies in [-1, 1]"), (6, "its keys are: none")):
         assert words in result.failed[f"item-{k:06d}"] and "\n" not in result.failed[f"item-{k:06d}"]
     with np.load(work / "runs/kinds/arrays/item-000002.npz") as stored:
         assert "x" not in stored and stored["y"].shape == (3, 16, 16)
