@@ -20,13 +20,16 @@ from operators.foreign import COMPLEX, REAL, Mode, converted, duplicate, hidden_
 # A claim that fails by more than this is wrong, and not only rounded somewhere in single precision.
 _ROUNDING = 1e-4
 
+# Entries of a signal beyond which claims are tested in single precision.
+_LARGE = 2**13
+
 
 @dataclass(frozen=True)
 class _Found:
-    """What was found of a linear physics: relative errors of linearity and of its adjoint, and whether closed forms are right."""
+    """What was found of a linear physics: the relative error of linearity, and whether its adjoint and closed forms are right."""
 
     nonlinearity: float
-    mismatch: float
+    adjoint: bool
     prox: bool
     inverse: bool
 
@@ -122,23 +125,26 @@ class _Wrapped(Operator):
         """Two batches of signals, of as many rows as the parameters are for, at least 2."""
         device = next((b.device for b in self.physics.buffers()), torch.device("cpu"))
         rows = 2 if self._rows == 1 else self._rows
-        first, second = (claims.signals(rows, shape, name, torch.float64, device) for name in ("claims 1", "claims 2"))
+        # Double precision is many times slower where deepinv convolves; errors of large signals are found without it.
+        dtype = torch.float64 if math.prod(shape) <= _LARGE else torch.float32
+        first, second = (claims.signals(rows, shape, name, dtype, device) for name in ("claims 1", "claims 2"))
         return first, second
 
-    def _try_out(self, shape: tuple[int, ...]) -> None:
-        """Finds what the wrapper must know of A. Raises ValueError if A is random, or couples the rows of a batch."""
+    def _try_out(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns x, w, A(x), A(w), signals tried on it. Raises ValueError if A is random, or couples the rows of a batch."""
         name = type(self.physics).__name__
         x, w = self._probes(shape)
         if not self.linear:
             x, w = x.sigmoid(), w.sigmoid()  # images in [0, 1], where logarithms and counts are defined
-        self._guarded = claims.writes(lambda t: self._mode(t).physics.A(self._mode(t).take(t, image=True)), x, w)
-        y = self._forward(x)
-        if claims.off(self._forward(x), y) > _ROUNDING:
-            raise ValueError(
-                f"{name} measures the same image differently each time; A must be deterministic (noise belongs to noise_model)"
-            )
-        if self._rows == 1 and claims.off(torch.cat([self._forward(row) for row in x.split(1)]), y) > _ROUNDING:
+        self._guarded, y, z = claims.writes(lambda t: self._mode(t).physics.A(self._mode(t).take(t, image=True)), x, w)
+        apart = torch.cat([self._forward(row) for row in x.split(1)]) if self._rows == 1 else self._forward(x)
+        if claims.off(apart, y) > _ROUNDING:
+            if self._rows > 1 or claims.off(self._forward(x), y) > _ROUNDING:
+                raise ValueError(
+                    f"{name} measures the same image differently each time; A must be deterministic (noise belongs to noise_model)"
+                )
             raise ValueError(f"{name} measures the images of a batch otherwise than each alone; samples must be independent of each other")
+        return x, w, y.to(apart.dtype), z.to(apart.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Operator:
         super()._apply(fn, recurse)
@@ -258,35 +264,36 @@ class WrappedLinearOperator(_Wrapped, LinearOperator):
         # With a filter larger than the image, deepinv 0.5's prox solves another problem (off by 100 % on 8x8, 15 taps).
         return all(n % p.factor == 0 and k <= n for n, k in zip(sides, taps, strict=True))
 
-    def _try_out(self, shape: tuple[int, ...]) -> None:
-        super()._try_out(shape)
-        x, w = self._probes(shape)
+    def _try_out(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, w, y, z = tried = super()._try_out(shape)
         self._found = None
-        y = self._forward(x)
         exact, solved = claims.tolerances(self._mode(x).dtype)
-        v = claims.signals(len(y), tuple(y.shape[1:]), "claims 3", torch.float64, y.device, y.is_complex())
-        back = self._ask("A_adjoint", y, images=0)
+        v = claims.signals(len(y), tuple(y.shape[1:]), "claims 3", precision(y), y.device, y.is_complex())
+        back = self._ask("A_adjoint", v, images=0)
         self.complex_signals = not (back.is_complex() or self._mode(x).lifted)
-        nonlinearity = claims.nonlinearity(self._forward, x, w)
-        mismatch = claims.mismatch(self._forward, self._own_adjoint, x, v)
-        self._found = _Found(nonlinearity, mismatch, False, False)
+        back = self._signal(back)
+        nonlinearity = claims.nonlinearity(self._forward, x, w, y, z)
+        mismatch = claims.mismatch(x, y, v, back)
+        self._found = _Found(nonlinearity, mismatch <= exact, False, False)
         if nonlinearity > _ROUNDING:
-            return
+            return tried
         if mismatch > exact:
-            warnings.warn(
-                f"{type(self.physics).__name__}.A_adjoint is not the adjoint of its A (relative error {mismatch:.1e}); "
-                "the transpose of A by automatic differentiation is used instead",
-                stacklevel=2,
-            )
+            told = f"{type(self.physics).__name__}.A_adjoint is not the adjoint of its A (relative error {mismatch:.1e})"
+            try:
+                back = self._adjoint(v)
+            except RuntimeError as error:
+                raise ValueError(f"{told}, and A has no transpose by automatic differentiation: {error}") from error
+            warnings.warn(f"{told}; the transpose of A by automatic differentiation is used instead", stacklevel=2)
         decomposable = isinstance(self.physics, DecomposablePhysics)
         prox, inverse = decomposable or self._circular(shape), decomposable
         if prox:
-            prox = claims.attempt(lambda: claims.prox_error(self._forward, self._adjoint, self._own_prox, w, v)) <= solved
+            prox = claims.attempt(lambda: claims.prox_error(self._forward, self._adjoint, self._own_prox, w, v, back)) <= solved
         if inverse:
-            found = claims.attempt(lambda: claims.inverse_error(self._forward, self._own_inverse, x, w, y + v, v))
+            found = claims.attempt(lambda: claims.inverse_error(self._forward, self._own_inverse, x, w, y, v))
             inverse = found <= claims.INVERSE
         self.closed_form = prox
-        self._found = _Found(nonlinearity, mismatch, prox, inverse)
+        self._found = _Found(nonlinearity, mismatch <= exact, prox, inverse)
+        return tried
 
     def _checked(self, shape: Sequence[int]) -> _Found:
         """What was found of the physics, on images of this shape where none was known yet."""
@@ -329,7 +336,7 @@ class WrappedLinearOperator(_Wrapped, LinearOperator):
         return self._signal(self._ask("A_dagger", y, images=0))
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        if self._found is not None and self._found.mismatch > claims.tolerances(self._mode(y).dtype)[0] and self.image_shape is not None:
+        if self._found is not None and not self._found.adjoint and self.image_shape is not None:
             return transpose(self._forward, torch.zeros(len(y), *self.image_shape, dtype=precision(y), device=y.device), y)
         return self._own_adjoint(y)
 

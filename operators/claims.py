@@ -50,8 +50,18 @@ def size(t: Tensor) -> float:
 
 
 def inner(a: Tensor, b: Tensor) -> float:
-    """The real inner product of all entries."""
-    return float((a.conj() * b).real.sum())
+    """The real inner product of all entries, summed in double precision."""
+    return float((a.conj() * b).real.sum(dtype=torch.float64))
+
+
+def unlike(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> float:
+    """The relative error of <a, b> = <c, d>, products of a random signal and something independent of it.
+
+    Such products are by the root of their length smaller than those of the norms, which they are relative to.
+    """
+    scale = max(size(a) * size(b) / math.sqrt(a.numel()), size(c) * size(d) / math.sqrt(c.numel()))
+    gap = abs(inner(a, b) - inner(c, d)) / (scale or 1.0)
+    return gap if math.isfinite(gap) else math.inf
 
 
 def off(a: Tensor, b: Tensor, scale: float | None = None) -> float:
@@ -62,59 +72,58 @@ def off(a: Tensor, b: Tensor, scale: float | None = None) -> float:
     return gap if math.isfinite(gap) else math.inf
 
 
-def writes(A: Map, x: Tensor, w: Tensor) -> bool:
-    """Whether A changes its input, or a result that it gave before."""
+def writes(A: Map, x: Tensor, w: Tensor) -> tuple[bool, Tensor, Tensor]:
+    """Whether A changes its input, or a result that it gave before; and A(x), A(w)."""
     given, other = x.clone(), w.clone()
     y = A(given)
     kept = y.clone()
-    A(other)
-    return not (torch.equal(given, x) and torch.equal(other, w) and torch.equal(y, kept))
+    z = A(other).clone()
+    return not (torch.equal(given, x) and torch.equal(other, w) and torch.equal(y, kept)), kept, z
 
 
-def nonlinearity(A: Map, x: Tensor, w: Tensor) -> float:
-    """The relative error of A(0) = 0 or of A(2 x - w/2) = 2 A(x) - A(w)/2, whichever is larger."""
-    y, z = A(x), A(w)
+def nonlinearity(A: Map, x: Tensor, w: Tensor, y: Tensor, z: Tensor) -> float:
+    """The relative error of A(0) = 0 or of A(2 x - w/2) = 2 y - z/2 with y = A(x), z = A(w), whichever is larger."""
     scale = math.hypot(size(y), size(z))
     return max(off(A(torch.zeros_like(x)), torch.zeros_like(y), scale), off(A(2.0 * x - 0.5 * w), 2.0 * y - 0.5 * z, scale))
 
 
-def mismatch(A: Map, A_adjoint: Map, x: Tensor, v: Tensor) -> float:
-    """The relative error of <A x, v> = <x, A^T v>; infinite if A^T v has another shape than x."""
-    y, back = A(x), A_adjoint(v)
+def mismatch(x: Tensor, y: Tensor, v: Tensor, back: Tensor) -> float:
+    """The relative error of <y, v> = <x, back> with y = A(x) and back = A^T(v); infinite if `back` has another shape than x."""
     if back.shape != x.shape:
         return math.inf
-    return abs(inner(y, v) - inner(x, back)) / (max(size(y) * size(v), size(x) * size(back)) or 1.0)
+    return unlike(y, v, x, back)
 
 
-def prox_error(A: Map, A_adjoint: Map, prox: Callable[[Tensor, Tensor, Any], Tensor], z: Tensor, y: Tensor) -> float:
-    """How far prox(z, y, gamma) is from a point where gamma A^T (A x - y) + x - z is 0, at two weights, one for all and per sample.
+def prox_error(A: Map, A_adjoint: Map, prox: Callable[[Tensor, Tensor, Any], Tensor], z: Tensor, y: Tensor, back: Tensor) -> float:
+    """How far prox(z, y, gamma) is from a point where gamma A^T (A x - y) + x - z is 0, the worst sample; `back` is A^T y.
 
-    The weights are such that neither term rules, whatever the scale of A. z and y are random in their whole spaces: a closed form
-    that is right only where A sees z fails.
+    At one weight for all samples, and at weights per sample up to 40 times that, such that neither term rules, whatever the scale
+    of A. z and y are random in their whole spaces: a closed form that is right only where A sees z fails.
     """
-    back = A_adjoint(y)
     unit = (size(z) / seen) if (seen := size(A_adjoint(A(z)))) else 1.0
+    spread = torch.linspace(30.0 * unit, 2.0 * unit, len(z), dtype=z.real.dtype, device=z.device).view(-1, *[1] * (z.ndim - 1))
     worst = 0.0
-    for gamma in (0.7 * unit, 30.0 * unit):
-        spread = torch.linspace(gamma, 2 * gamma, len(z), dtype=z.real.dtype, device=z.device).view(-1, *[1] * (z.ndim - 1))
-        for weight in (torch.full_like(spread[:1], gamma), spread):
-            x = prox(z, y, weight)
-            slope = weight * (A_adjoint(A(x)) - back) + x - z
-            worst = max(worst, off(slope, torch.zeros_like(slope), size(weight * back) + size(z)))
+    for weight in (torch.full_like(spread[:1], 0.7 * unit), spread):
+        x = prox(z, y, weight)
+        slope = weight * (A_adjoint(A(x)) - back) + x - z
+        parts = zip(slope.split(1), (weight * back).split(1), z.split(1), strict=True)
+        worst = max(worst, *(off(s, torch.zeros_like(s), size(b) + size(t)) for s, b, t in parts))
     return worst
 
 
-def inverse_error(A: Map, inverse: Map, x: Tensor, w: Tensor, y: Tensor, v: Tensor) -> float:
-    """The largest relative error in the four conditions of a pseudo-inverse (Penrose 1955), on x, w (signals) and y, v."""
-    back, seen, other = inverse(y), A(x), inverse(v)
+def inverse_error(A: Map, inverse: Map, x: Tensor, w: Tensor, seen: Tensor, v: Tensor) -> float:
+    """The largest relative error in the four conditions of a pseudo-inverse (Penrose 1955), on signals x, w, seen = A(x), and v."""
     again = inverse(seen)
     if again.shape != x.shape:
         return math.inf
+    y = seen + v
+    back, other = inverse(y), inverse(v)
+    through = A(back)
     return max(
         off(A(again), seen),
-        off(inverse(A(back)), back),
-        abs(inner(again, w) - inner(x, inverse(A(w)))) / ((size(x) * size(w)) or 1.0),
-        abs(inner(A(back), v) - inner(y, A(other))) / ((size(y) * size(v)) or 1.0),
+        off(inverse(through), back),
+        unlike(again, w, x, inverse(A(w))),
+        unlike(through, v, y, A(other)),
     )
 
 

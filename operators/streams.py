@@ -15,7 +15,7 @@ _SIN = [(-1) ** k / math.factorial(2 * k + 1) for k in range(8)]
 _COS = [(-1) ** k / math.factorial(2 * k) for k in range(8)]
 _LOG2 = 0.6931471805599453
 _ROOT_HALF = 0x3FE6A09E << 32  # sqrt(1/2) as the bits of a double, to 21 of them
-_PAIRS = 1 << 15  # at once: what stays in a cache
+_PAIRS = 1 << 15  # at once in each thread: what stays in a cache, and what torch gives a thread at least
 
 
 def generator(seed: int, *keys: int | str) -> torch.Generator:
@@ -64,8 +64,9 @@ def _box_muller(u: Tensor) -> Tensor:
     """Normal numbers from multiples of 2^-24 in [0, 1): in each 16, the first 8 give the radii and the others the angles."""
     pairs = u.reshape(-1, 2, 8)
     out = torch.empty_like(pairs)
-    for first in range(0, len(pairs), _PAIRS // 8):
-        part = slice(first, first + _PAIRS // 8)
+    many = _PAIRS // 8 * torch.get_num_threads()
+    for first in range(0, len(pairs), many):
+        part = slice(first, first + many)
         out[part, 0], out[part, 1] = _of_pairs(pairs[part])
     return out.reshape(u.shape)
 

@@ -11,7 +11,7 @@ import torch
 from operator_cases import rand
 from torch import Tensor
 
-from operators import LinearOperator, Operator, as_operator
+from operators import Inpainting, LinearOperator, Operator, adapter, as_operator, claims
 from operators.adapter import WrappedLinearOperator, WrappedOperator
 
 # Sizes at which the whole matrix is cheap; what is not named keeps deepinv's own.
@@ -111,6 +111,11 @@ class WrongAdjoint(Times):
         return 2.01 * y
 
 
+class Detached(WrongAdjoint):
+    def A(self, x: Tensor, **_: Any) -> Tensor:
+        return 2 * x.detach()
+
+
 class Affine(Times):
     def A(self, x: Tensor, **_: Any) -> Tensor:
         return 2 * x + 1
@@ -148,13 +153,82 @@ class Single(Times):
         return y @ torch.full((4, 4), 2.0)
 
 
+class Counted(Times):
+    asked = 0
+
+    def A(self, x: Tensor, **_: Any) -> Tensor:
+        Counted.asked += len(x)
+        return 2 * x
+
+    def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:
+        Counted.asked += len(y)
+        return 2 * y
+
+
+class Nearly(dinv.DecomposablePhysics):
+    """Twice the image, with a prox for 1.8 times the image."""
+
+    def A(self, x: Tensor, **_: Any) -> Tensor:
+        return 2 * x
+
+    def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:
+        return 2 * y
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: Any, **_: Any) -> Tensor:
+        return (z + 1.8 * gamma * y) / (1 + 1.8**2 * gamma)
+
+
+class Oblique(dinv.DecomposablePhysics):
+    """The left half of the image, whose inverse invents a right half."""
+
+    def A(self, x: Tensor, **_: Any) -> Tensor:
+        return x[..., : x.shape[-1] // 2]
+
+    def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:
+        return torch.cat([y, torch.zeros_like(y)], -1)
+
+    def A_dagger(self, y: Tensor, **_: Any) -> Tensor:
+        return torch.cat([y, 0.1 * y], -1)
+
+
 SHAPE = (1, 4, 4)
+
+
+def test_claims_cost_a_few_measurements_and_ours_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    Counted.asked = 0
+    as_operator(Counted(), SHAPE)
+    assert 0 < Counted.asked <= 20, "samples that A and its adjoint were asked for"
+    monkeypatch.setattr(claims, "signals", lambda *_: pytest.fail("ours are not tried out"))
+    ours = Inpainting(SHAPE, kind="random")
+    assert as_operator(ours) is ours
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (3, 64, 64)])
+def test_a_wrong_adjoint_prox_or_inverse_is_found_at_every_size(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large signals are tried in single precision, small ones in double; what is found holds in both."""
+    with pytest.warns(UserWarning, match="WrongAdjoint.A_adjoint is not the adjoint"):
+        wrong = as_operator(WrongAdjoint(), shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nearly, right = as_operator(Nearly(), shape), as_operator(Times(), shape)
+        oblique = as_operator(Oblique(), shape)
+    assert not nearly.closed_form  # type: ignore[attr-defined]
+    seen = rand(1, *oblique.measurement_shape)
+    assert torch.allclose(oblique.A_dagger(seen), torch.cat([seen, 0 * seen], -1), rtol=0, atol=1e-4)  # type: ignore[attr-defined, misc]
+    for dtype in (torch.float32, torch.float64):
+        y = rand(2, *shape).to(dtype)
+        assert torch.equal(wrong.A_adjoint(y), 2 * y)  # type: ignore[attr-defined]
+    monkeypatch.setattr(adapter, "transpose", lambda *_: pytest.fail("an adjoint that is right is the physics' own"))
+    for dtype in (torch.float32, torch.float64):
+        right.A_adjoint(rand(2, *shape).to(dtype))  # type: ignore[attr-defined]
 
 
 def test_a_wrong_adjoint_is_replaced_with_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"WrongAdjoint.A_adjoint is not the adjoint.*5\.0e-03|WrongAdjoint.A_adjoint is not"):
         op = as_operator(WrongAdjoint(), SHAPE)
     assert torch.equal(op.A_adjoint(rand(2, *SHAPE)), 2 * rand(2, *SHAPE))  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="Detached.A_adjoint is not the adjoint.*autograd does not see"):
+        as_operator(Detached(), SHAPE)
 
 
 def test_what_is_not_linear_is_not_taken_as_linear() -> None:
