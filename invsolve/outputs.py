@@ -330,7 +330,8 @@ class RunFolder:
         if not folder.is_dir():
             return []
         entries = [entry for entry in os.scandir(folder) if entry.name.endswith(".json") and ids.temporary(entry.name) is None]
-        return sorted((entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in entries)
+        stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]  # links may lead nowhere
+        return sorted((name, one.st_mtime_ns, one.st_size) for name, one in stats)
 
     def _records(self) -> Iterator[dict[str, Any]]:
         """The records by id; those of finished ids only where the arrays are there too."""
