@@ -77,6 +77,8 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
     to the machine then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder stands where a file is to be written; move it away", str(path))
     temporary = temporary_beside(path)
     try:
         yield temporary

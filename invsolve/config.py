@@ -227,9 +227,9 @@ def _names(tree: Mapping[str, Any], values: Sequence[str], groups: Sequence[str]
     for group in groups:
         given = tree.get(group)
         if isinstance(given, str) and "${" in given:
-            given = looked_up(known, group)
+            given = trees.escaped(looked_up(known, group))  # all of it is looked up again, and may not become another thing then
         elif isinstance(given, dict) and isinstance(given.get("name"), str):
-            given = {**given, "name": looked_up({**known, group: given}, group, "name")}
+            given = {**given, "name": trees.escaped(looked_up({**known, group: given}, group, "name"))}
         if given is not None or group != "schedule":
             named[group] = _named(group, given, source)
     return named

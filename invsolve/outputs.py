@@ -24,6 +24,7 @@ import io
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,7 +40,7 @@ from invsolve.atomic import replacing as replacing
 from invsolve.config import Config, identity, show
 from invsolve.digests import digests, sha256_of
 from invsolve.schema import ConfigError
-from invsolve.stored import is_whole, read_record, refuse_another, refuse_changed
+from invsolve.stored import is_whole, read_json, read_record, refuse_another, refuse_changed
 
 
 class Row(NamedTuple):
@@ -73,6 +74,9 @@ class RunFolder:
         self._known: dict[str, _Stamps] = {}
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out = {self.path}: is a file; choose another folder with out=...")
+        above = next(place for place in (self.path, *self.path.absolute().parents) if os.path.lexists(place))
+        if not above.is_dir():
+            raise ConfigError(f"out = {self.path}: {above} is no folder, or a link that leads nowhere; choose another folder with out=...")
         if (self.path / "config.yaml").is_file():
             refuse_another(self.path, self._text)
             self._facts = {key: value for key, value in read_manifest(self.path).items() if key not in ("images", "failed", "finished")}
@@ -186,7 +190,9 @@ class RunFolder:
         """Time, size and place of record and arrays, by which a file that was looked at is known again; None without both."""
         try:
             found = [path.stat() for path in (self.record_file(id), self.array_file(id))]
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
             return None
         return tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in found)
 
@@ -243,7 +249,7 @@ class RunFolder:
                 self.refuse_alias(id)
                 self._write_record(id, {"failed": message, **({"unwritten": True} if unwritten else {})})
             except OSError as error:
-                if error.errno not in (*FULL, None):  # None: the record there is another id's
+                if error.errno not in (*FULL, errno.EISDIR, None):  # None: the record there is another id's
                     raise
 
     def finish(
@@ -273,7 +279,8 @@ class RunFolder:
     def gather(self) -> None:
         """Writes metrics.csv and manifest.json from all records, and again if another process has added one meanwhile.
 
-        On a full disk they stay as they were: the ids that found no room have been reported, and the next call gathers again.
+        On a full disk they stay as they were: the ids that found no room have been reported, and the next call gathers again. A
+        folder in the place of one of them is left there with a warning.
         """
         if not (self.path / "config.yaml").is_file():
             if not self._listing():
@@ -281,6 +288,8 @@ class RunFolder:
             self._claim()
         try:
             self._gather()
+        except IsADirectoryError as error:
+            warnings.warn(f"not written, and no result depends on it: {error.filename}: {error.strerror}", stacklevel=2)
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -321,7 +330,8 @@ class RunFolder:
         if not folder.is_dir():
             return []
         entries = [entry for entry in os.scandir(folder) if entry.name.endswith(".json") and ids.temporary(entry.name) is None]
-        return sorted((entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in entries)
+        stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]  # links may lead nowhere
+        return sorted((name, one.st_mtime_ns, one.st_size) for name, one in stats)
 
     def _records(self) -> Iterator[dict[str, Any]]:
         """The records by id; those of finished ids only where the arrays are there too."""
@@ -347,8 +357,5 @@ def mean_of(rows: Iterable[Row], metric: str, of_mean: bool) -> float | None:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """manifest.json of a run folder; {} where there is none, or what a machine that stopped left of it: `gather` makes it again."""
-    try:
-        stored = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        return {}
+    stored = read_json(path / "manifest.json")
     return dict(stored) if isinstance(stored, dict) else {}

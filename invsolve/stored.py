@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,27 +84,61 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is no file, or what a machine that stopped left of one, or no JSON of ours."""
+    try:
+        # No device or pipe, which a name may lead to: they have no end.
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (FileNotFoundError, ValueError, RecursionError):  # bytes that are no text, text that is no JSON, numbers without end
+        return None
+
+
 def read_record(path: Path) -> dict[str, Any] | None:
     """A record; None where there is none, or what is no record of the id that the file is named by (half a file, say)."""
-    if ids.temporary(path.name):
-        return None
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    held = None if ids.temporary(path.name) else read_json(path)
     if not isinstance(held, dict) or not isinstance(held.get("id"), str) or ids.file_name(held["id"]) != path.stem:
         return None
     # What was sampled has an id that is a file's name; what failed may have failed for that.
     whole = "rows" in held and not ids.fault(held["id"]) and _are_rows(held["rows"])
     facts = all(isinstance(held.get(key, {}), dict) for key in ("facts", "trace", "files", "run"))
-    return dict(held) if facts and (whole or ("rows" not in held and isinstance(held.get("failed"), str))) else None
+    if not facts or not (whole or ("rows" not in held and isinstance(held.get("failed"), str))):
+        return None
+    return dict(held) if _are_facts(held.get("facts", {})) and _is_trace(held.get("trace", {})) else None
 
 
 def _are_rows(rows: Any) -> bool:
     """Whether these are lists of (sample, metric, number as text)."""
     try:
         return all(isinstance(sample, str) and isinstance(metric, str) and float(value) is not None for sample, metric, value in rows)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _are_facts(facts: Mapping[str, Any]) -> bool:
+    """Whether what is computed with is of its type, where it is there."""
+    calls, memory = facts.get("network_calls"), facts.get("peak_memory_mb")
+    numbers = _is_number(facts.get("seconds", 0)) and (memory is None or _is_number(memory))
+    return numbers and (calls is None or (isinstance(calls, dict) and all(map(_is_number, calls.values()))))
+
+
+def _is_trace(trace: Mapping[str, Any]) -> bool:
+    """Whether these are steps, for each sample as many residuals, and the steps of frames; any of them may be missing."""
+    steps, columns, frames = (trace.get(key, []) for key in ("steps", "residuals", "frames"))
+    if not all(isinstance(one, list) for one in (steps, columns, frames)):
+        return False
+    if not all(type(step) is int and 0 <= step < _MOST_STEPS for step in (*steps, *frames)):
+        return False
+    return all(isinstance(column, list) and len(column) == len(steps) and all(map(_is_number, column)) for column in columns)
+
+
+_MOST_STEPS = 10**9
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number that fits into double precision, and no truth value."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
         return False
 
 

@@ -157,15 +157,18 @@ def _no_value(kind: str, node: yaml.Node) -> ValueError:
 def look_up(tree: Mapping[str, Any], *keys: str) -> Any:
     """What stands under ``keys`` of a tree (None where nothing does), with every ${...} in it looked up in the whole tree.
 
-    Inside `literally` it is what stands there. Raises ValueError, in one line, for what cannot be looked up.
+    Inside `literally` nothing is looked up, and escapes alone are taken away. Raises
+    ValueError, in one line, for what cannot be looked up.
     """
     own: Any = tree
     for key in keys:
         if not isinstance(own, Mapping):
             break
         own = own.get(key)
-    if _LITERAL.get() or not _refers(own):
+    if not _refers(own):
         return own
+    if _LITERAL.get():
+        return unescaped(own)
     from omegaconf import Container, DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -15,6 +15,8 @@ from invsolve import atomic
 from invsolve.outputs import replacing
 
 _LATEX = {"±": r"$\pm$", "²": r"$^2$", "≤": r"$\le$", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "→": r"$\to$", "−": "$-$"}
+# What names of folders may hold, and TeX would execute.
+_LATEX |= {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Table:
 
     def markdown(self) -> str:
         """The notes, then the table in GitHub's Markdown."""
-        lines = [f"**{self.caption}**", "", *(f"- {note}" for note in self.notes), ""]
+        lines = [f"**{_one(self.caption)}**", "", *(f"- {_one(note)}" for note in self.notes), ""]
         lines += [_line(self.header), _line(["---"] * len(self.header)), *map(_line, self.rows)]
         return "\n".join(lines) + "\n"
 
@@ -37,7 +39,8 @@ class Table:
         body = [" & ".join(map(_tex, row)) + r" \\" for row in self.rows]
         columns = "l" + "r" * (len(self.header) - 1)
         head = " & ".join(map(_tex, self.header)) + r" \\"
-        lines = [*(f"% {text}" for text in (self.caption, *self.notes)), rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
+        notes = [f"% {_one(text)}" for text in (self.caption, *self.notes)]
+        lines = [*notes, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
         return "\n".join([*lines, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def csv(self) -> str:
@@ -80,8 +83,13 @@ def plus_minus(mean: float, error: float, digits: int) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+    return "| " + " | ".join(_one(cell).replace("|", r"\|") for cell in cells) + " |"
 
 
 def _tex(cell: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in cell)
+    return "".join(_LATEX.get(character, character) for character in _one(cell))
+
+
+def _one(text: str) -> str:
+    """Text on one line."""
+    return " ".join(text.splitlines())

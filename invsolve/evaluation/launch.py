@@ -92,7 +92,7 @@ def _write_report(result: RunResult, say: Callable[[str], None]) -> None:
 def _is_older(report: Path) -> bool:
     """Whether a report is not there, or older than a record of its folder: one that was interrupted, or a shard, wrote none."""
     records = [path for path in (report.parent / "records").glob("*.json") if ids.temporary(path.name) is None]
-    times = [path.stat().st_mtime_ns for path in records]
+    times = [path.lstat().st_mtime_ns for path in records]
     return not report.exists() or report.stat().st_mtime_ns < max(times, default=0)
 
 

@@ -117,12 +117,12 @@ def encoded(name: str, pixels: Array, side: int, quality: int, is_map: bool = Fa
     return Picture(name, f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", w, h, is_map)
 
 
-def frames_of(path: Path, steps: Sequence[int]) -> list[tuple[str, Array]]:
+def frames_of(path: Path | None, steps: Sequence[int]) -> list[tuple[str, Array]]:
     """At most `FRAMES` evenly spaced frames of a trajectory.gif with a name each; none where there is no such file, or a damaged one.
 
     ``steps`` are the indices of the steps of all frames; where they are as many, the names tell them.
     """
-    if not path.is_file():
+    if path is None or not path.is_file():
         return []
     try:
         with Image.open(path) as opened:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +13,7 @@ from invsolve.config import Config, ConfigError
 from invsolve.digests import sha256_of
 from invsolve.reconstruction import likelihood_of
 from invsolve.stored import is_whole, load_run, records, refuse_changed
+from operators.files import Unreadable, load_npz
 from operators.picture import as_picture
 from operators.trust import Untrusted, without_code
 
@@ -38,6 +36,8 @@ class StoredRun:
         self.noise = self.config.sections["noise"].build()
         self.code = ""
         self._operators: dict[tuple[int, ...], Any] = {}
+        if len({str(self.records[id].get("weights")) for id in self.finished}) > 1:
+            raise ConfigError(f"{folder}: its results came from different weights of the prior; sample it again into another folder")
         with without_code(not trust):
             for id in self.finished:
                 refuse_changed(self.records[id], self.config, self.folder)
@@ -75,7 +75,10 @@ class StoredRun:
             rows = self.records[id]["rows"]
             kept = {str(sample): float(value) for sample, metric, value in rows if metric == "residual"}
             return lambda name, image: kept.get(name)
-        likelihood = likelihood_of(self.config, operator, y[None], self.noise)
+        try:
+            likelihood = likelihood_of(self.config, operator, y[None], self.noise)
+        except ValueError as error:
+            raise ConfigError(_damaged(self._file(id), " ".join(str(error).split()))) from error
         return lambda name, image: float(likelihood.discrepancy(image[None])[0])
 
 
@@ -96,12 +99,28 @@ class Unknown:
 
 
 def read_arrays(path: Path, needed: Sequence[str], more: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The arrays of a file by name, those of ``more`` where they are there. Raises ConfigError for a damaged file."""
+    """The arrays of a file by name, those of ``more`` where they are there. Raises ConfigError for a damaged file.
+
+    And for one that no run wrote: samples (n, C, H, W), everything else but y of the shape of one, all of them finite numbers in
+    floating point, of which y alone may be complex.
+    """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {key: torch.from_numpy(stored[key]) for key in (*needed, *more) if key in needed or key in stored}
-    except (zipfile.BadZipFile, zlib.error, ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError) as error:
-        raise ConfigError(_damaged(path, " ".join(str(error).split()))) from error
+        held = load_npz(path, (*needed, *more))
+        if absent := [key for key in needed if key not in held]:
+            raise Unreadable(f"no array `{absent[0]}`")
+        found = {key: torch.from_numpy(array) for key, array in held.items()}
+    except (Unreadable, TypeError, ValueError) as error:  # types that torch does not know, and another byte order
+        raise ConfigError(_damaged(path, " ".join(str(error).split()).removeprefix(f"{path} cannot be read: "))) from error
+    shape = found["samples"].shape[1:] if "samples" in found else next(iter(found.values())).shape
+    for key, array in found.items():
+        wanted = key == "y" or (array.shape[1:] if key == "samples" else array.shape) == shape
+        if not wanted or not array.numel() or (key != "y" and len(shape) != 3):
+            raise ConfigError(_damaged(path, f"`{key}` has the shape {tuple(array.shape)}"))
+        if not (array.is_floating_point() or (key == "y" and array.is_complex())):
+            raise ConfigError(_damaged(path, f"`{key}` is of type {array.dtype}"))
+        if not bool(array.isfinite().all()):
+            raise ConfigError(_damaged(path, f"`{key}` holds NaN or infinity"))
+    return found
 
 
 def _damaged(path: Path, why: str) -> str:

@@ -84,6 +84,8 @@ def _refuse_stranger(path: Path, identity: str) -> None:
     """Raises ConfigError unless the file is not there, or is a report of the run with this identity."""
     if not path.exists():
         return
+    if not path.is_file():
+        raise ConfigError(f"{path}: is no file, and is not overwritten; move it away")
     with path.open("rb") as file:
         head = file.read(_HEAD).decode("utf-8", "replace")
     if f'{_MARK}{identity}">' not in head:
@@ -125,7 +127,7 @@ def _page(stored: StoredRun, scores: Scores, records: Mapping[str, Mapping[str, 
         "pictured": min(shown, len(entries)),
         "stops": ", ".join(pictures.colour_stops()),
         "facts": _facts(manifest, records, scores.samples),
-        "versions": manifest.get("versions", {}),
+        "versions": versions if isinstance(versions := manifest.get("versions"), dict) else {},
         "config": (folder / "config.yaml").read_text(encoding="utf-8"),
     }
 
@@ -134,12 +136,21 @@ def _read(stored: StoredRun, id: str, steps: Sequence[int] | None) -> Arrays:
     """The arrays of an image, its samples as `align_all` turns them; with ``steps``, those of its frames, these too."""
     held = stored.arrays(id, ("y", "samples", "mean", "std"), ("x",))
     x = held.get("x")
-    operator = stored.operator(tuple(held["mean"].shape), id)
+    shape = tuple(held["mean"].shape)
+    if shape[0] not in (1, 2, 3):
+        raise ConfigError(f"{stored.folder}: {id} is of shape {shape}, which is no picture; (C, H, W) with 1, 2 or 3 channels is needed")
+    operator = stored.operator(shape, id)
     aligned = align_all(operator, held["samples"][None], None if x is None else x[None])[0]
     view = picture_of(operator, stored.noise, held["y"][None])[0]
-    frames = [] if steps is None else pictures.frames_of(stored.folder / "images" / id / "trajectory.gif", steps)
+    frames = [] if steps is None else pictures.frames_of(_inside(stored.folder, "images", id, "trajectory.gif"), steps)
     truth = None if x is None else x.numpy()
     return Arrays(view.numpy(), truth, aligned.numpy(), held["mean"].numpy(), held["std"].numpy(), frames)
+
+
+def _inside(folder: Path, *parts: str) -> Path | None:
+    """The path of a file in a run folder; None where a link leads out of it, for what is there is nothing that a page may show."""
+    path = folder.joinpath(*parts)
+    return path if path.resolve().is_relative_to(folder.resolve()) else None
 
 
 def _entry(
@@ -158,7 +169,7 @@ def _captions(record: Mapping[str, Any]) -> dict[str, str]:
     """A line for each sample and the mean, by the name of its picture."""
     found: dict[str, list[str]] = {}
     for sample, metric, value in record["rows"]:
-        name = "posterior mean" if sample == "mean" else f"sample {int(sample) + 1}" if sample.isdigit() else ""
+        name = "posterior mean" if sample == "mean" else f"sample {int(sample) + 1}" if sample.isdecimal() and sample.isascii() else ""
         text = {"psnr": f"{float(value):.1f} dB", "residual": f"residual {float(value):.2f}"}.get(metric)
         if name and text:
             found.setdefault(name, []).insert(0, text)

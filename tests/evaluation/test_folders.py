@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from analytic import arrays_of
 from PIL import Image
 
@@ -18,6 +19,7 @@ from invsolve.config import ConfigError, load
 from invsolve.data import find_files
 from invsolve.data_mri import MRIData
 from invsolve.evaluation import compare, evaluate, report, score
+from invsolve.evaluation.formats import Table
 from invsolve.outputs import RunFolder
 from invsolve.run import run
 
@@ -142,10 +144,35 @@ def test_a_record_that_names_another_place_is_none(work, prior):
     assert "secret" not in report("foreign", "none").read_text()
 
 
+@pytest.mark.parametrize("section", ["prior", "operator", "noise", "schedule", "sampler"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_name_that_is_looked_up_stays_what_it_is(work, prior, monkeypatch, capsys, section, whole):
+    """Nothing of a stored run is looked up, and of the environment's text nothing once more."""
+    quiet(few("out=foreign"), prior)
+    config = work / "foreign/config.yaml"
+    tree = yaml.safe_load(config.read_text())
+    tree[section] = "${oc.env:SECRET}" if whole else {**tree[section], "name": "${oc.env:SECRET}"}
+    config.write_text(yaml.safe_dump(tree, sort_keys=False))
+    monkeypatch.setenv("SECRET", "hunter2")
+    for arguments in (["score", "foreign"], ["show", "foreign/config.yaml"]):
+        main(arguments)
+        told = capsys.readouterr()
+        assert "hunter2" not in told.out + told.err
+    assert "${oc.env:SECRET}" in told.out + told.err
+    monkeypatch.setenv("NAME", "${oc.env:SECRET}")
+    with pytest.raises(ConfigError) as refused:
+        load("small.yaml", [f"{section}=${{oc.env:NAME}}"]).sections[section].build()
+    assert "hunter2" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"rows": 5}, {"rows": [[1]]}, {"rows": [["0", "psnr", "x"]]}, {"facts": [1]}, {"id": 3}, {"failed": {}, "rows": None}, {"bytes": "x"}],
-)
+    [{"rows": 5}, {"rows": [[1]]}, {"rows": [["0", "psnr", "x"]]}, {"facts": [1]}, {"id": 3}, {"failed": {}, "rows": None}, {"bytes": "x"},
+     {"rows": [["0", "residual", 10**400]]}, {"facts": {"seconds": "x"}}, {"facts": {"seconds": None}}, {"facts": {"network_calls": [1]}},
+     {"facts": {"peak_memory_mb": {}}}, {"trace": {"steps": "abc"}}, {"trace": {"steps": [0, 1], "residuals": [[1.0]]}},
+     {"trace": {"steps": [0], "residuals": [["1"]]}}, {"trace": {"steps": [0], "residuals": [[float("nan")]]}},
+     {"trace": {"steps": [-1]}}, {"trace": {"frames": [10**30]}}],
+)  # fmt: skip
 def test_a_record_that_is_none_is_left_out_and_its_image_sampled_again(work, prior, change):
     quiet(few("out=run"), prior)
     path = work / "run/records/i00.json"
@@ -153,6 +180,119 @@ def test_a_record_that_is_none_is_left_out_and_its_image_sampled_again(work, pri
     assert score("run", "none").ids == ["i01"]
     assert report("run", "none").is_file()
     assert quiet(few("out=run"), prior).sampled == ["i00"]
+
+
+@pytest.mark.parametrize("kind", ["digits", "nested", "bytes", "pipe", "device", "loop"])
+def test_what_is_no_record_and_no_manifest_stops_nothing(work, prior, kind):
+    """Numbers without end, and names that lead to what has no end."""
+    quiet(few("out=run"), prior)
+    for name in ("records/i00.json", "manifest.json"):
+        path = work / "run" / name
+        path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind in ("device", "loop"):
+            path.symlink_to("/dev/zero" if kind == "device" else path.name)
+        else:
+            path.write_bytes({"digits": b'{"id": ' + b"1" * 6000 + b"}", "nested": b"[" * 100_000, "bytes": b"\xff\x00"}[kind])
+    assert score("run", "none").ids == ["i01"] and report("run", "none").is_file()
+    assert quiet(few("out=run"), prior).sampled == ["i00"]
+    assert json.loads((work / "run/manifest.json").read_text())["finished"] == ["i00", "i01"]
+
+
+def test_an_output_folder_that_cannot_be_one_is_refused(work, prior):
+    (work / "file").write_text("x")
+    (work / "link").symlink_to("nowhere")
+    for out in ("file", "file/below", "link", "link/below"):
+        with pytest.raises(ConfigError, match=f"out = {out}: .* choose another folder"):
+            quiet(few(f"out={out}"), prior)
+    assert (work / "file").read_text() == "x" and not (work / "nowhere").exists()
+
+
+def test_folders_in_the_place_of_files_cost_their_image_alone(work, prior):
+    for name in ("manifest.json", "metrics.csv", "records/i00.json"):
+        quiet(few(f"out={name}.run"), prior)
+        path = work / f"{name}.run" / name
+        path.unlink()
+        path.mkdir()
+        (work / f"{name}.run/arrays/i01.npz").unlink()
+        if name.startswith("records"):
+            result = quiet(few(f"out={name}.run"), prior)
+            assert result.sampled == ["i01"] and "a folder stands where" in result.failed["i00"]
+        else:
+            with pytest.warns(UserWarning, match="a folder stands where"):
+                assert quiet(few(f"out={name}.run"), prior).sampled == ["i01"]
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("samples", lambda a: a.astype(complex)), ("samples", lambda a: a > 0), ("mean", lambda a: a.astype(np.uint64)),
+        ("samples", lambda a: a[0, 0, 0, 0]), ("mean", lambda a: a[0, 0, 0]), ("samples", lambda a: a[:0]), ("mean", lambda a: a[:0]),
+        ("x", lambda a: a[:, :5]), ("y", lambda a: a[:1]), ("samples", lambda a: a * np.nan), ("mean", lambda a: a + np.inf),
+        ("samples", lambda a: a.astype(">f4")), ("mean", lambda a: np.array(["x"])),
+    ],
+)  # fmt: skip
+def test_arrays_that_no_run_wrote_are_damaged_in_one_line(work, prior, name, change, capsys):
+    quiet(few("out=foreign"), prior)
+    replace_arrays(work / "foreign", lambda held: {**held, name: change(held[name])})
+    for command in ("score", "report"):
+        assert main([command, "foreign", "--lpips", "none"]) == 2
+        told = capsys.readouterr().err
+        assert "arrays/i00.npz is damaged" in told and told.count("\n") == 1
+
+
+def replace_arrays(folder, change):
+    """Arrays of i00 that its record tells of."""
+    path, record = folder / "arrays/i00.npz", folder / "records/i00.json"
+    np.savez(path, **change(dict(np.load(path))))
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"bytes": path.stat().st_size, "sha256": ""}))
+
+
+def test_an_array_that_claims_more_than_the_file_holds(work, prior):
+    quiet(few("out=foreign"), prior)
+    head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (3, 1000000, 1000000), }"
+    with zipfile.ZipFile(work / "foreign/arrays/i00.npz", "w") as held:
+        for name in ("y", "samples", "mean", "std"):
+            held.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + head.ljust(117) + b"\n")
+    record = work / "foreign/records/i00.json"
+    size = (work / "foreign/arrays/i00.npz").stat().st_size
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"bytes": size, "sha256": ""}))
+    with pytest.raises(ConfigError, match="its header claims"):
+        score("foreign", "none")
+
+
+def test_results_of_two_weights_are_not_averaged(work, prior):
+    quiet(few("out=foreign"), prior)
+    record = work / "foreign/records/i00.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"weights": "0" * 64}))
+    for command in (score, report):
+        with pytest.raises(ConfigError, match="different weights"):
+            command("foreign", "none")
+
+
+def test_a_report_shows_no_picture_from_elsewhere_and_takes_any_manifest(work, prior):
+    quiet(few("out=foreign"), prior)
+    path = work / "foreign/records/i00.json"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"trace": {**held["trace"], "frames": [0]}}))
+    (work / "foreign/manifest.json").write_text(json.dumps({"versions": [1], "expected": "x", "images": 5}))
+    (work / "foreign/images/i00").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 16)).save(work / "mine.gif")
+    place = work / "foreign/images/i00/trajectory.gif"
+    shutil.copy(work / "mine.gif", place)
+    with_frame = report("foreign", "none").read_text()
+    place.unlink()
+    without = report("foreign", "none").read_text()
+    place.symlink_to(work / "mine.gif")
+    assert report("foreign", "none").read_text() == without != with_frame
+
+
+def test_names_of_folders_execute_nothing_in_tex():
+    table = Table("a\nb", ["", "x"], [["\\input{/etc/passwd}$a^b~", "1\n2"]], ["c\rd"])
+    assert table.latex().splitlines()[:2] == ["% a b", "% c d"]
+    assert r"\textbackslash{}input\{/etc/passwd\}\$a\textasciicircum{}b\textasciitilde{} & 1 2 \\" in table.latex().splitlines()
+    assert len(table.markdown().splitlines()) == 7
 
 
 def test_records_of_another_configuration_are_refused_and_old_ones_read(work, prior):
