@@ -157,8 +157,7 @@ def _no_value(kind: str, node: yaml.Node) -> ValueError:
 def look_up(tree: Mapping[str, Any], *keys: str) -> Any:
     """What stands under ``keys`` of a tree (None where nothing does), with every ${...} in it looked up in the whole tree.
 
-    Inside `literally` nothing is looked up, and escapes alone are taken away. Raises
-    ValueError, in one line, for what cannot be looked up.
+    Inside `literally` nothing is looked up, and escapes alone are taken away. Raises ValueError, in one line, for what cannot be found.
     """
     own: Any = tree
     for key in keys:
