@@ -24,29 +24,35 @@ def _refuse_other_operators() -> None:
 
 _refuse_other_operators()
 
-from operators.names import missing  # noqa: E402
+import invsolve._moved as _moved  # noqa: E402
+from operators.core.names import missing  # noqa: E402
+
+_moved.install()
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from invsolve.engine.loop import sample
+    from invsolve.engine.observers import Event, Trajectory
+    from invsolve.errors import ConfigError, Divergence, Unfit
     from invsolve.levels import Level, Move
-    from invsolve.loop import sample
-    from invsolve.monitor import Divergence, Event, Trajectory
     from invsolve.posterior import Posterior
-    from invsolve.priors.loading import load_prior
+    from invsolve.priors.checkpoints.loading import load_prior
 
 _HOMES = {
-    "Divergence": "invsolve.monitor",
-    "Event": "invsolve.monitor",
+    "ConfigError": "invsolve.errors",
+    "Divergence": "invsolve.errors",
+    "Event": "invsolve.engine.observers",
     "Level": "invsolve.levels",
     "Move": "invsolve.levels",
     "Posterior": "invsolve.posterior",
-    "Trajectory": "invsolve.monitor",
-    "load_prior": "invsolve.priors.loading",
-    "sample": "invsolve.loop",
+    "Trajectory": "invsolve.engine.observers",
+    "Unfit": "invsolve.errors",
+    "load_prior": "invsolve.priors.checkpoints.loading",
+    "sample": "invsolve.engine.loop",
 }
 
-__all__ = ["Divergence", "Event", "Level", "Move", "Posterior", "Trajectory", "__version__", "load_prior", "sample"]
+__all__ = ["ConfigError", "Divergence", "Event", "Level", "Move", "Posterior", "Trajectory", "Unfit", "__version__", "load_prior", "sample"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and what a process made, so that it can take back that and nothing else."""
+"""Files that are whole or absent: written beside their place and then moved there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from invsolve import ids
-from invsolve.schema import ConfigError
+from invsolve.errors import ConfigError
 
 
 def _machine() -> str:
@@ -117,3 +117,7 @@ def remove_orphans(path: Path) -> None:
                 orphan.unlink(missing_ok=True)
         except FileNotFoundError:
             continue  # its own process has just moved it to its place
+
+
+# What the system says when a disk, or the share of it that one may use, is full.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from invsolve.schema import ConfigError
+from invsolve.errors import ConfigError
 
 # The longest name of common file systems is 255 bytes; an id takes .json or .npz behind it.
 LONGEST = 200
@@ -66,7 +66,7 @@ def file_name(id: str) -> str:
 
 
 def checked(items: Iterable[Any], where: str) -> list[Any]:
-    """Items (`invsolve.data.Item`), those whose id cannot be a file's name with a `problem`, and so entries of what failed.
+    """Items (`invsolve.data.items.Item`), those whose id cannot be a file's name with a `problem`, and so entries of what failed.
 
     Raises ConfigError naming both paths where two would be written to the same files.
     """

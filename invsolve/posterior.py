@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from invsolve.likelihoods import GaussianLikelihood, PulledBack
-from invsolve.priors.analytic import GaussianMixturePrior, GaussianPrior, StationaryGaussianPrior
-from invsolve.priors.analytic_conditional import ConditionalGaussianPrior
+from invsolve.likelihoods.gaussian import GaussianLikelihood
+from invsolve.likelihoods.pulled_back import PulledBack
 from invsolve.priors.base import Prior
+from invsolve.priors.gaussian import GaussianMixturePrior, GaussianPrior, StationaryGaussianPrior
+from invsolve.priors.gaussian_conditional import ConditionalGaussianPrior
 from invsolve.priors.latent import LatentPrior, LinearAutoencoder
 from operators import Matrix
-
-
-def _real(y: Tensor) -> Tensor:
-    """Real and imaginary parts as separate numbers, each with noise of its own."""
-    return torch.view_as_real(y) if y.is_complex() else y
-
-
-def matrix_of(operator: Any, shape: Sequence[int], like: Tensor) -> Tensor:
-    """The matrix (m, n) of a linear operator on signals of a shape with n entries; complex measurements count as two numbers."""
-    n = math.prod(shape)
-    unit = torch.eye(n, dtype=like.dtype, device=like.device).reshape(n, *shape)
-    return _real(operator.A(unit)).reshape(n, -1).mT
+from operators.core.dense import _real, matrix_of
 
 
 def _one_for_all_rows(operator: Any) -> None:

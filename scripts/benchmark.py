@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from invsolve import Posterior, load_prior, sample
-from invsolve.likelihoods import GaussianLikelihood
+from invsolve.likelihoods.gaussian import GaussianLikelihood
 from invsolve.priors import NetworkPrior
 from invsolve.samplers import DAPS, DPS, MCG, PnPULA, Unconditional
 from invsolve.schedules import DDPM, Karras

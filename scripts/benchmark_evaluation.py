@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from invsolve.config import load
-from invsolve.data import find_files
-from invsolve.reconstruction import Reconstruction
-from invsolve.writing import Writer
+from invsolve.config.load import load
+from invsolve.data.items import find_files
+from invsolve.runs.task import Reconstruction
+from invsolve.runs.writer import Writer
 
 SIDE, WANTED = 64, 100
 KINDS = ("wall", "processor")
@@ -97,7 +97,8 @@ def measure(images: int, steps: int | None, overrides: list[str], folder: Path) 
     seen = lambda writer, done: "panel" if writer.pictured is None or done.item.id in writer.pictured else "plain"  # noqa: E731
     clock.around(Writer, "_write", seen)
     start = now()
-    from invsolve.evaluation import evaluate, launch, score
+    from invsolve.reports import score
+    from invsolve.runs.lightning import evaluate, launch
 
     clock.around(launch, "_write_report", lambda *_: "report")
     imported = now()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from operators import MRI, Blur, GaussianBlur, KernelDownsampling, LinearOperator, SuperResolution, generator
-from operators.solve import conjugate_gradient
+from operators.core.solve import conjugate_gradient
 
 CASES: dict[str, Callable[[int], LinearOperator]] = {
     "motion blur, circular": lambda n: Blur((3, n, n), "motion"),

@@ -23,8 +23,8 @@ from score_prior import psnr
 from torch import Tensor
 
 from invsolve import Posterior, load_prior, sample
-from invsolve.glyphs import glyphs
-from invsolve.likelihoods import GaussianLikelihood
+from invsolve.data.glyphs import glyphs
+from invsolve.likelihoods.gaussian import GaussianLikelihood
 from invsolve.priors import GaussianPrior, LatentPrior, LinearAutoencoder
 from invsolve.samplers import ReSample
 from invsolve.schedules import ScaledLinear

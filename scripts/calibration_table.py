@@ -28,8 +28,8 @@ from typing import Any
 from tables_common import Kept, command_line, markdown, needed
 from tables_common import Row as Result
 
-from invsolve.calibrate import Calibration, Draw, calibrate, sampler_draws
-from invsolve.problems import gaussian_noise_likelihood, image_problem
+from invsolve.diagnostics.calibrate import Calibration, Draw, calibrate, sampler_draws
+from invsolve.diagnostics.problems import gaussian_noise_likelihood, image_problem
 from invsolve.samplers import DAPS, DPS, MCG, PSLD, PnPULA, ReSample, Unconditional
 from invsolve.schedules import DDPM, Karras
 from operators import OPERATORS
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=DEFAULTS["draws"])
     parser.add_argument("--rows", default="", help="only those whose label holds this text")
     args = parser.parse_args()
-    from invsolve.tables import resolve
+    from invsolve.config.names import resolve
 
     operator, likelihood = resolve("operator", args.operator)(image_shape=SHAPE), gaussian_noise_likelihood(SIGMA)
     problems = [image_problem(kind, operator, SIGMA, likelihood, SIGMA) for kind in ("gaussian", "mixture")]

@@ -3,7 +3,7 @@
     python scripts/closed_form_table.py --json runs/closed_form.json     # all rows, some minutes; run again to continue
     python scripts/closed_form_table.py --rows DAPS --draws 4000
 
-The problems are those of invsolve.problems. On the Gaussian one (R1) the law of a sampler whose steps are affine is computed
+The problems are those of invsolve.diagnostics.problems. On the Gaussian one (R1) the law of a sampler whose steps are affine is computed
 (`output_law`), and otherwise estimated. On the mixture, per sampler:
 
 - first mode: the share of the draws that lie in the first mode;
@@ -29,9 +29,9 @@ from tables_common import Row as Result
 from torch import Tensor
 
 from invsolve import Posterior
-from invsolve.affine import output_law
+from invsolve.diagnostics.affine import output_law
+from invsolve.diagnostics.problems import modes, problem_mixture, problem_r1
 from invsolve.priors import GaussianMixturePrior, LatentPrior, LinearAutoencoder
-from invsolve.problems import modes, problem_mixture, problem_r1
 from invsolve.samplers import DAPS, DPS, MCG, P2L, PSLD, PnPULA, ReSample
 from invsolve.schedules import DDPM, Karras, moves
 

@@ -21,13 +21,14 @@ from tables_common import Kept, Row, bold_best, command_line, markdown, needed, 
 from torch import Tensor
 
 from invsolve import Posterior, load_prior, sample
-from invsolve.likelihoods import GaussianLikelihood
-from invsolve.panels import Shown, save_panel
-from invsolve.phantoms import EVALUATION_SEED, phantoms
+from invsolve.data.items import EVALUATION_SEED
+from invsolve.data.phantoms import phantoms
+from invsolve.likelihoods.gaussian import GaussianLikelihood
+from invsolve.pictures.panels import Shown, save_panel
 from invsolve.samplers import DAPS, DPS
 from invsolve.schedules import DDPM, Karras
 from operators import MRI, MultiCoilMRI
-from operators.mri_baselines import sense, total_variation, zero_filled
+from operators.mri.baselines import sense, total_variation, zero_filled
 
 SIGMA = 0.02
 SWEEP_SEED = EVALUATION_SEED + 1

@@ -35,10 +35,11 @@ from tables_common import (
 )
 from torch import Tensor
 
-from invsolve import Posterior, kernels, load_prior, sample
-from invsolve.likelihoods import GaussianLikelihood
+from invsolve import Posterior, load_prior, sample
+from invsolve.engine.protocol import State, Stateless
+from invsolve.kernels import reverse
+from invsolve.likelihoods.gaussian import GaussianLikelihood
 from invsolve.samplers import DPS
-from invsolve.samplers.base import State, Stateless
 from invsolve.schedules import DDPM
 from operators import Blur, GaussianBlur, Inpainting, SuperResolution
 
@@ -66,7 +67,7 @@ class ExactDraws(Stateless):
         x0 = target.prior.denoise(state.x, move.t)
         r = move.t.ratio / math.sqrt(1 + move.t.ratio**2)
         u = target.likelihood.sample_given(x0, r, noise)
-        return State(kernels.diffuse(u, move.s, noise.normal(u.shape[1:])), x0)
+        return State(reverse.diffuse(u, move.s, noise.normal(u.shape[1:])), x0)
 
     def result(self, state: State) -> Tensor:
         return state.x if state.x0 is None else state.x0

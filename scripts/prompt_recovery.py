@@ -27,10 +27,12 @@ from tables_common import markdown as lines_of
 from torch import Tensor
 from tune import combinations, parse_grid
 
-from invsolve import Posterior, config, load_prior, sample
-from invsolve.likelihoods import GaussianLikelihood
-from invsolve.phantoms import EVALUATION_SEED
-from invsolve.samplers import P2L, prompts
+from invsolve import Posterior, load_prior, sample
+from invsolve.config import load
+from invsolve.data.items import EVALUATION_SEED
+from invsolve.likelihoods.gaussian import GaussianLikelihood
+from invsolve.samplers import P2L
+from invsolve.samplers.parts import prompts
 from invsolve.schedules import ScaledLinear
 from operators import Inpainting, SuperResolution
 
@@ -130,7 +132,7 @@ def reference_labels(study: Study, kind: str) -> Tensor | None:
 def preset(task: str, overrides: Mapping[str, str]) -> P2L:
     """configs/sampler/p2l.yaml as a run of the task takes it, with these values (as YAML) in place of its own. Raises ConfigError."""
     changes = [f"sampler.{key}={text}" for key, text in overrides.items()]
-    section = config.load(PRESETS[task], ["sampler=p2l", *changes]).sections["sampler"]
+    section = load.load(PRESETS[task], ["sampler=p2l", *changes]).sections["sampler"]
     return P2L(**section.values)
 
 
@@ -185,7 +187,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_intermixed_args()
-    from invsolve.glyphs import glyphs
+    from invsolve.data.glyphs import glyphs
 
     prior = load_prior(options.prior, device=options.device, precision=options.precision, guidance=options.guidance)
     truth, labels = glyphs(EVALUATION_SEED, range(options.images), held_out=not options.unseen)

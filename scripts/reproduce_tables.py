@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from tables_common import Incomplete
 
-from invsolve.outputs import replacing
+from invsolve.atomic import replacing
 
 SCRIPTS = Path(__file__).resolve().parent
 ROOT = SCRIPTS.parent

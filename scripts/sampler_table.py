@@ -30,13 +30,17 @@ from tables_common import markdown as lines_of
 from torch import Tensor
 from tune import Trial
 
-from invsolve import load_prior, panels
-from invsolve.config import Config, ConfigError, load
-from invsolve.glyphs import glyph
-from invsolve.phantoms import EVALUATION_SEED, phantoms
+from invsolve import load_prior
+from invsolve.config.load import load
+from invsolve.config.model import Config
+from invsolve.data.glyphs import glyph
+from invsolve.data.items import EVALUATION_SEED
+from invsolve.data.phantoms import phantoms
+from invsolve.errors import ConfigError
 from invsolve.resources import shipped_priors
-from operators import mri_baselines
-from operators.phase_baselines import hybrid_input_output
+from invsolve.signals import as_shown
+from operators.mri import baselines
+from operators.phase.baselines import hybrid_input_output
 
 TASKS = ("photo_inpaint", "photo_random", "photo_sr4", "photo_deblur", "photo_motion", "photo_hdr", "phase_retrieval", "mri_phantom")
 SAMPLERS = ("dps", "mcg", "daps", "pnp_ula")
@@ -72,7 +76,7 @@ GUIDANCE = {"dps": "zeta", "mcg": "weight"}
 
 def magnitudes(x: Tensor) -> Tensor:
     """Images (B, C, H, W) as they are shown and scored: photographs as they are, complex phantoms as magnitudes; in [-1, 1]."""
-    return torch.stack([panels.as_shown(image) for image in x])
+    return torch.stack([as_shown(image) for image in x])
 
 
 def ssim(x: Tensor, truth: Tensor) -> float:
@@ -193,7 +197,7 @@ def classical(task: str, config: Config, truth: Tensor) -> Row:
     if task == "phase_retrieval":
         found = iter([("HIO", operator.align(hybrid_input_output(operator, y, restarts=HIO_RESTARTS), truth))])
     elif task == "mri_phantom":
-        found = ((f"TV {w:g}", mri_baselines.total_variation(operator, y, w)) for w in MRI_TV_WEIGHTS)
+        found = ((f"TV {w:g}", baselines.total_variation(operator, y, w)) for w in MRI_TV_WEIGHTS)
     elif not operator.linear:
         found = iter([("y / scale", y / operator.scale)])
     else:

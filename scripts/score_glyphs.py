@@ -21,8 +21,8 @@ from PIL import Image
 from tables_common import Kept, Row, command_line, needed, psnr
 from torch import Tensor
 
-from invsolve.glyphs import CLASSES, COMPOSITES, composite, glyphs
-from invsolve.phantoms import EVALUATION_SEED
+from invsolve.data.glyphs import CLASSES, COMPOSITES, composite, glyphs
+from invsolve.data.items import EVALUATION_SEED
 
 COUNT = 256
 SETS: dict[str, Callable[[], Tensor]] = {

@@ -26,11 +26,12 @@ from tables_common import PHOTOS, Kept, Row, command_line, markdown, needed, ora
 from torch import Tensor
 
 from invsolve import Level, load_prior, sample
-from invsolve.phantoms import EVALUATION_SEED, phantoms
+from invsolve.data.items import EVALUATION_SEED
+from invsolve.data.phantoms import phantoms
 from invsolve.resources import resource
 from invsolve.samplers import Unconditional
 from invsolve.schedules import DDPM
-from operators.streams import generator
+from operators.core.streams import generator
 
 SIGMAS = (0.1, 0.25, 0.5, 1.0)
 

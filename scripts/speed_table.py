@@ -20,7 +20,7 @@ from tables_common import Kept, Row, command_line, crops, markdown, needed, phot
 from torch import Tensor
 
 from invsolve import Posterior, load_prior, sample
-from invsolve.likelihoods import GaussianLikelihood
+from invsolve.likelihoods.gaussian import GaussianLikelihood
 from invsolve.samplers import DAPS, DPS
 from invsolve.schedules import DDPM, Karras
 

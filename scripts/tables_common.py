@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from invsolve.data_crops import Crops
-from invsolve.outputs import replacing
+from invsolve.atomic import replacing
+from invsolve.data.crops import Crops
 from invsolve.resources import resource
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")

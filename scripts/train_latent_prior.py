@@ -11,7 +11,7 @@ The autoencoder is diffusers' AutoencoderKL with a weak KL term (R. Rombach et a
 latent diffusion models", CVPR 2022, section 3.1), without adversarial and perceptual losses. The network is its
 UNet2DConditionModel, which attends to a few learned tokens of the class; labels are replaced by the null class at random
 (J. Ho, T. Salimans, "Classifier-free diffusion guidance", 2021, algorithm 1). Objective, levels, rates and averaging are
-those of scripts/train_prior.py. Data: invsolve/glyphs.py, rendered on the fly, none twice.
+those of scripts/train_prior.py. Data: invsolve/data/glyphs.py, rendered on the fly, none twice.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader
 from train_prior import SCHEDULER, Annealed, Denoising, fit, steps_done
 from training_data import TrainingGlyphs
 
-from invsolve.glyphs import CLASSES, HELD_OUT_BACKGROUNDS, HELD_OUT_FACES, SIZE, TRAINING_BACKGROUNDS, TRAINING_FACES
-from invsolve.phantoms import EVALUATION_SEED
+from invsolve.data.glyphs import CLASSES, HELD_OUT_BACKGROUNDS, HELD_OUT_FACES, SIZE, TRAINING_BACKGROUNDS, TRAINING_FACES
+from invsolve.data.items import EVALUATION_SEED
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "autoencoder": {"batch": 8, "lr": 1e-3, "channels": [32, 64, 96]},
@@ -258,15 +258,15 @@ def card_of(vae: Any, unet: Any, args: argparse.Namespace, recipe: dict[str, Any
         "prediction_type": SCHEDULER["prediction_type"],
         "weights": "exponential moving average (0.999), float16",
         "training": {
-            "script": "scripts/train_latent_prior.py, data in invsolve/glyphs.py",
+            "script": "scripts/train_latent_prior.py, data in invsolve/data/glyphs.py",
             "data": "glyphs rendered on the fly, none of them twice in a stage",
             "faces": list(TRAINING_FACES),
             "backgrounds": list(TRAINING_BACKGROUNDS),
             "never_trained_on": {
                 "faces": list(HELD_OUT_FACES),
                 "backgrounds": list(HELD_OUT_BACKGROUNDS),
-                "renderings": f"seed {EVALUATION_SEED} (invsolve.phantoms.EVALUATION_SEED)",
-                "composites": "invsolve.glyphs.composite",
+                "renderings": f"seed {EVALUATION_SEED} (invsolve.data.items.EVALUATION_SEED)",
+                "composites": "invsolve.data.glyphs.composite",
             },
             "autoencoder": json.loads((args.work / "autoencoder.json").read_text()),
             "diffusion": recipe,

@@ -39,12 +39,12 @@ from train_prior import SCHEDULER, Denoising, build_unet
 from training_photographs import Batches, Crops, Pyramids, held_out_crops
 
 from invsolve import Level, load_prior
-from invsolve.outputs import replacing
+from invsolve.atomic import replacing
 from invsolve.priors import NetworkPrior, TrainingTable
+from invsolve.priors.checkpoints.diffusers import UNSHUFFLE
 from invsolve.priors.network import Unshuffled
-from invsolve.priors.pipelines import UNSHUFFLE
 from invsolve.schedules import alpha_bars
-from operators.streams import generator
+from operators.core.streams import generator
 
 SIGMAS = {"15/255": 30 / 255, "25/255": 50 / 255, "50/255": 100 / 255, "75/255": 150 / 255, "0.5": 0.5, "1.0": 1.0}
 """Noise levels of the scores in [-1, 1] units, by name: n/255 for pixels in [0, 1], the others as they are."""

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from training_data import EVALUATION_PHOTOS, TrainingImages, TrainingPhantoms, training_photo_paths
 
-from invsolve.phantoms import EVALUATION_SEED
+from invsolve.data.items import EVALUATION_SEED
 
 SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -240,9 +240,9 @@ def recipe_of(args: argparse.Namespace, steps: int) -> dict[str, Any]:
     }
     if args.data == "phantom":
         return {
-            "script": "scripts/train_prior.py --data phantom, data in invsolve/phantoms.py",
+            "script": "scripts/train_prior.py --data phantom, data in invsolve/data/phantoms.py",
             "data": f"phantoms synthesised on the fly, seed {args.seed}, none of them twice; magnitude at most 1",
-            "never_trained_on": f"phantoms of seed {EVALUATION_SEED} (invsolve.phantoms.EVALUATION_SEED)",
+            "never_trained_on": f"phantoms of seed {EVALUATION_SEED} (invsolve.data.items.EVALUATION_SEED)",
             "augmentation": "none",
             **common,
         }

@@ -20,8 +20,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import IterableDataset, get_worker_info
 
-from invsolve.glyphs import glyph
-from invsolve.phantoms import EVALUATION_SEED, phantom
+from invsolve.data.glyphs import glyph
+from invsolve.data.items import EVALUATION_SEED
+from invsolve.data.phantoms import phantom
 
 EVALUATION_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 """Never trained on: every score of the shipped prior is measured on these."""
@@ -254,7 +255,7 @@ class Rendered(IterableDataset):  # type: ignore[type-arg]
 
 
 class TrainingPhantoms(Rendered):
-    """Complex phantoms, float32 (2, size, size) in [-1, 1] (`invsolve.phantoms`)."""
+    """Complex phantoms, float32 (2, size, size) in [-1, 1] (`invsolve.data.phantoms`)."""
 
     def __init__(self, size: int = 128, seed: int = 0, start: int = 0):
         super().__init__(seed, start)
@@ -265,7 +266,7 @@ class TrainingPhantoms(Rendered):
 
 
 class TrainingGlyphs(Rendered):
-    """Glyphs in the training faces and on the training backgrounds, float32 (3, 64, 64), each with its class (`invsolve.glyphs`)."""
+    """Glyphs in the training faces and on the training backgrounds, float32 (3, 64, 64), each with its class (`invsolve.data.glyphs`)."""
 
     def __init__(self, seed: int = 0, start: int = 0):
         super().__init__(seed, start)

@@ -31,10 +31,19 @@ from tables_common import precision_option
 from torch import Tensor
 from training_data import training_photo_paths
 
-from invsolve import Divergence, Posterior, panels, sample, schema, tables
-from invsolve.config import Component, Config, ConfigError, Settings, load
-from invsolve.glyphs import SIZE, glyph
-from invsolve.phantoms import EVALUATION_SEED, phantom
+from invsolve import Divergence, Posterior, sample
+from invsolve.cli.listing import listing
+from invsolve.config import schema
+from invsolve.config.load import load
+from invsolve.config.model import Component, Config
+from invsolve.config.names import load_object, resolve
+from invsolve.config.settings import Settings
+from invsolve.data.glyphs import SIZE, glyph
+from invsolve.data.items import EVALUATION_SEED
+from invsolve.data.phantoms import phantom
+from invsolve.errors import ConfigError
+from invsolve.likelihoods import LIKELIHOODS
+from invsolve.signals import as_shown
 
 VARIED = ("motorcycle_left", "camera", "coins", "grace_hopper", "ihc", "brick")
 """Training photographs of different kinds, in the order in which they are taken."""
@@ -124,7 +133,7 @@ class Trial:
         ids = [f"train{k}" for k in range(len(self.truth))]
         operator = parts["operator"].build(image_shape=tuple(self.truth.shape[1:])).for_ids(ids)
         y = operator.measure(self.truth, noise, seed=seed, ids=ids)
-        likelihood = tables.load_object(tables.LIKELIHOODS[parts["noise"].name])(operator, y, **noise.parameters)
+        likelihood = load_object(LIKELIHOODS[parts["noise"].name])(operator, y, **noise.parameters)
         try:
             sampler = parts["sampler"].build()
             watch = _Watch(sampler.watch() if hasattr(sampler, "watch") else None)
@@ -172,7 +181,7 @@ class _Watch:
 
 
 def _shown(x: Tensor) -> Tensor:
-    return torch.stack([panels.as_shown(image) for image in x])
+    return torch.stack([as_shown(image) for image in x])
 
 
 def best_of(rows: Sequence[Row], window: Sequence[float], by: str) -> Row:
@@ -208,7 +217,7 @@ def preset_text(config: Config, title: str, found: str) -> str:
     width = max(map(len, config.sections)) + 1
     lines = [f"# {title}", *(f"# {line}" for line in found.splitlines())]
     for group, part in config.sections.items():
-        factory = tables.resolve(group, part.name)
+        factory = resolve(group, part.name)
         defaults = {key: field.default for key, field in schema.fields_of(factory).items()}
         given = {k: value for k, value in part.values.items() if k in part.advised or k not in defaults or value != defaults[k]}
         lines.append(f"{group + ':':<{width}} {_flow({'name': part.name, **given})}")
@@ -326,7 +335,7 @@ def main() -> None:
         print(f"as an entry of configs/sampler/{config.sections['sampler'].name}.yaml:\n{family_text(config, best['settings'], found)}")
         if options.write is not None:
             sampler = config.sections["sampler"].name
-            inherited = dict(tables.listing("run")).get(options.preset, options.preset).rstrip(".")
+            inherited = dict(listing("run")).get(options.preset, options.preset).rstrip(".")
             write_preset(options.write, config, options.title or f"{inherited}; sampled by {sampler}.", found)
             print(f"wrote {options.write}")
     except ConfigError as error:

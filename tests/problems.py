@@ -7,9 +7,9 @@ import math
 import torch
 
 from invsolve import Posterior
-from invsolve.likelihoods import GaussianLikelihood
+from invsolve.diagnostics.problems import modes, problem_mixture, problem_r1
+from invsolve.likelihoods.gaussian import GaussianLikelihood
 from invsolve.priors import GaussianPrior
-from invsolve.problems import modes, problem_mixture, problem_r1
 from operators import Matrix, Operator
 
 __all__ = ["DOUBLE", "Squares", "assert_drawn_from", "modes", "problem_16", "problem_mixture", "problem_r1", "randn", "tensor"]

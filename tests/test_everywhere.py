@@ -11,15 +11,15 @@ import torch
 from problems import problem_16
 
 from invsolve import Posterior, sample
-from invsolve.checkpoint import fingerprint
-from invsolve.config import identity, load
-from invsolve.loop import moves
-from invsolve.noise import Noise
+from invsolve.config.identity import identity
+from invsolve.config.load import load
+from invsolve.engine.checkpoint import fingerprint
 from invsolve.resources import resource
 from invsolve.samplers import DPS
-from invsolve.schedules import DDPM
+from invsolve.schedules import DDPM, moves
+from invsolve.streams import Noise
 from operators import MRI, Inpainting
-from operators.streams import generator, standard_normal
+from operators.core.streams import generator, standard_normal
 
 COUNTS = [1, 15, 16, 17, 31, 37, 192, 3 * 64 * 64 + 5, 300_001]
 
@@ -75,7 +75,7 @@ def test_the_numbers_are_those_of_torch_but_for_its_rounding(count):
 
 def test_box_and_muller_in_double_precision():
     """Radii and angles from every part of their ranges, the ends included, against the library's logarithm and cosine."""
-    from operators.streams import _box_muller
+    from operators.core.streams import _box_muller
 
     edge = torch.tensor([0.0, 2.0**-24, 0.125, 0.25, 0.2928932, 0.29289323, 0.375, 0.5, 0.625, 0.75, 0.875, 1 - 2.0**-24])
     radii = torch.cat([edge, torch.rand(2036, generator=generator(1, "u"))])

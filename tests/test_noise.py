@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 from problems import DOUBLE, randn, tensor
 
-from invsolve.noise import _BLOCK_VALUES, GivenNoise, Noise
+from invsolve.streams import _BLOCK_VALUES, GivenNoise, Noise
 
 SHAPE = (3, 4)
 ROWS = [(0, 0), (0, 1), (7, 0), ("7", 0), ("cat", 2)]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from invsolve.samplers.base import Sampler, State
+from invsolve.engine.protocol import Sampler, State
 from invsolve.samplers.daps import DAPS
 from invsolve.samplers.dps import DPS
 from invsolve.samplers.mcg import MCG
@@ -11,7 +11,7 @@ from invsolve.samplers.pnp_ula import PnPULA
 from invsolve.samplers.psld import PSLD
 from invsolve.samplers.resample import ReSample
 from invsolve.samplers.unconditional import Unconditional
-from operators.names import hints
+from operators.core.names import hints
 
 SAMPLERS: dict[str, str] = {
     "daps": "invsolve.samplers.daps:DAPS",

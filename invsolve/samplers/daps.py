@@ -13,15 +13,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from invsolve import inner, kernels
+from invsolve.engine.protocol import State
+from invsolve.kernels import mcmc, reverse
 from invsolve.levels import Level, Move
-from invsolve.likelihoods import Clipped, GaussianLikelihood
-from invsolve.lipschitz import curvature
-from invsolve.noise import NoiseSource
-from invsolve.samplers.base import State, check_settings
-from invsolve.samplers.codes import closed, of_images
+from invsolve.likelihoods.gaussian import GaussianLikelihood
+from invsolve.likelihoods.pulled_back import Clipped
+from invsolve.numerics.power import curvature
+from invsolve.samplers.parts.checks import check_settings
+from invsolve.samplers.parts.latent import closed, of_images
 from invsolve.samplers.unconditional import Remembered, Unconditional
 from invsolve.schedules import Karras, moves
+from invsolve.streams import NoiseSource
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class DAPS:
         x = state.x if move.t.alpha == 1 else state.x / move.t.alpha
         x0 = self._estimate(target, x, t, noise)
         u = self._draw(target, replace(state, x=x, x0=x0), move, noise)
-        return replace(state, x=u if move.last else kernels.diffuse(u, move.s, noise.normal(u.shape[1:])), x0=x0)
+        return replace(state, x=u if move.last else reverse.diffuse(u, move.s, noise.normal(u.shape[1:])), x0=x0)
 
     def result(self, state: Annealed) -> Tensor:
         """The last draw."""
@@ -127,14 +129,14 @@ class DAPS:
         if self._exact(likelihood):
             return likelihood.sample_given(x0, r, noise)
         lr = self.lr and self.lr * (1 + move.index / (move.total + 1) * (self.lr_min_ratio - 1))
-        chain = inner.Chain("hmc" if self.inner == "auto" else self.inner, self.inner_steps, self.leapfrogs, self.momentum, lr)
+        chain = mcmc.Chain("hmc" if self.inner == "auto" else self.inner, self.inner_steps, self.leapfrogs, self.momentum, lr)
         largest = None
         if lr is None:
             held = state.curvature
             largest = 1 / r**2 + (curvature(likelihood.score, x0, iterations=5) if held is None else held[:, 0])
         if self.clip is not None:
             likelihood = Clipped(likelihood, self.clip / (2 * of_images(likelihood).sigma ** 2))
-        return chain.draw(inner.around(likelihood, x0, r), x0, noise, largest)
+        return chain.draw(mcmc.around(likelihood, x0, r), x0, noise, largest)
 
     def _likelihood(self, likelihood: Any) -> Any:
         if self.likelihood == "correct":

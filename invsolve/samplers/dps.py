@@ -11,13 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from invsolve import kernels
+from invsolve.engine.protocol import State, Stateless
+from invsolve.kernels import reverse
+from invsolve.kernels.linearize import linearize
 from invsolve.levels import Move
-from invsolve.noise import NoiseSource
-from invsolve.reverse import linearize
-from invsolve.samplers.base import State, Stateless, check_settings
-from invsolve.samplers.codes import Norm, as_counted, begin
-from invsolve.samplers.unconditional import choose_variance
+from invsolve.samplers.parts.checks import check_settings
+from invsolve.samplers.parts.latent import Norm, as_counted, begin
+from invsolve.samplers.parts.variance import choose_variance
+from invsolve.streams import NoiseSource
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class DPS(Stateless):
         x0, pull, fraction = linearize(target.prior, x, t, clip=official)
         variance = choose_variance("learned" if official and self.variance == "auto" else self.variance, fraction)
         if self.variant == "squared":
-            x0 = kernels.tweedie(x, kernels.score(x, x0, t) + self.zeta * pull(target.likelihood.score(x0)), t)
-            return State(kernels.ancestral(x, x0, move, noise.normal(x.shape[1:]), variance), x0)
+            x0 = reverse.tweedie(x, reverse.score(x, x0, t) + self.zeta * pull(target.likelihood.score(x0)), t)
+            return State(reverse.ancestral(x, x0, move, noise.normal(x.shape[1:]), variance), x0)
         likelihood, then = as_counted(target.likelihood, state, noise)
-        x_s = kernels.ancestral(x, x0, move, noise.normal(x.shape[1:]), variance)
+        x_s = reverse.ancestral(x, x0, move, noise.normal(x.shape[1:]), variance)
         return then(torch.sub(x_s, pull(likelihood.misfit_grad(x0)), alpha=self.zeta), x0)

@@ -12,13 +12,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from invsolve import kernels
+from invsolve.engine.protocol import State, Stateless
+from invsolve.kernels import langevin, reverse
+from invsolve.kernels.linearize import linearize
 from invsolve.levels import Level, Move
-from invsolve.likelihoods import GaussianLikelihood
-from invsolve.noise import NoiseSource
-from invsolve.reverse import linearize
-from invsolve.samplers.base import State, Stateless, check_settings
-from invsolve.samplers.unconditional import choose_variance
+from invsolve.likelihoods.gaussian import GaussianLikelihood
+from invsolve.numerics.rows import unit
+from invsolve.samplers.parts.checks import check_settings
+from invsolve.samplers.parts.variance import choose_variance
+from invsolve.streams import NoiseSource
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,13 @@ class MCG(Stateless):
         shape, down = state.x.shape[1:], None
         if self.form == "ancestral":
             x0, fraction, down = self._look(target, state.x, move.t)
-            x = kernels.ancestral(state.x, x0, move, noise.normal(shape), choose_variance(self.variance, fraction))
+            x = reverse.ancestral(state.x, x0, move, noise.normal(shape), choose_variance(self.variance, fraction))
         else:
             x0 = target.prior.denoise(state.x, move.t)
-            x = kernels.reverse_diffusion(state.x, x0, move, noise.normal(shape))
+            x = reverse.reverse_diffusion(state.x, x0, move, noise.normal(shape))
             if not move.last:
                 x0, _, down = self._look(target, x, move.s)
-                x = kernels.langevin(x, kernels.score(x, x0, move.s), 2 * (self.snr * move.s.sigma) ** 2, noise.normal(shape))
+                x = langevin.langevin(x, reverse.score(x, x0, move.s), 2 * (self.snr * move.s.sigma) ** 2, noise.normal(shape))
         if down is not None and self.order == "in_turn":
             x = torch.add(x, down, alpha=self.weight)
         if self.projection != "none" and (self.paste or not move.last):
@@ -137,11 +139,11 @@ class MCG(Stateless):
         if self.weighting == "fbp":
             with torch.enable_grad():
                 image = likelihood.operator.fbp(r.requires_grad_())
-            wanted = 2 * image.detach() if self.gradient == "squared" else kernels.unit(image.detach())
+            wanted = 2 * image.detach() if self.gradient == "squared" else unit(image.detach())
             return x0, fraction, pull(likelihood.operator.A_adjoint(torch.autograd.grad(image, r, wanted)[0]))
         # -A^+ r is half the gradient of ||A^+ r||^2 by x0_hat, for A^+ A is an orthogonal projection.
         back = likelihood.operator.A_dagger(r) if self.weighting == "pseudo_inverse" else likelihood.operator.A_vjp(x0, r)
-        return x0, fraction, pull(2 * back if self.gradient == "squared" else kernels.unit(back))
+        return x0, fraction, pull(2 * back if self.gradient == "squared" else unit(back))
 
     def _project(self, likelihood: GaussianLikelihood, x: Tensor, move: Move, noise: NoiseSource) -> Tensor:
         """x with its measured part taken from y, in the scale of the clean image on the way."""

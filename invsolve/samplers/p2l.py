@@ -14,15 +14,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from invsolve import kernels
+from invsolve.kernels import reverse
+from invsolve.kernels.linearize import linearize
 from invsolve.levels import Level, Move
-from invsolve.noise import NoiseSource
-from invsolve.reverse import linearize
-from invsolve.samplers import prompts
-from invsolve.samplers.base import check_settings
-from invsolve.samplers.codes import Gradient, check_gradient, image_likelihood, misfit_grad, needs_linear_gaussian
-from invsolve.samplers.prompts import Prompted
+from invsolve.samplers.parts import prompts
+from invsolve.samplers.parts.checks import check_settings
+from invsolve.samplers.parts.latent import Gradient, check_gradient, image_likelihood, misfit_grad, needs_linear_gaussian
+from invsolve.samplers.parts.prompts import Prompted
 from invsolve.schedules import moves
+from invsolve.streams import NoiseSource
 
 
 class Anew(Move):
@@ -131,7 +131,7 @@ class P2L:
             state = prompts.tune(self, target, state, t)
         prior = target.prior if state.embedding is None else target.prior.conditioned(state.embedding)
         x0, pull, _ = linearize(prior, x, t)
-        x_s = kernels.ddim(x, x0, move, noise.normal(x.shape[1:]) if self.eta else None, self.eta)
+        x_s = reverse.ddim(x, x0, move, noise.normal(x.shape[1:]) if self.eta else None, self.eta)
         if self.gamma and (move.total - move.index) % self.gamma == 0:
             # The noise of x_t stays that of the network, and is not computed anew from the projected estimate.
             x_s = torch.add(x_s, self._project(target, x0, t) - x0, alpha=move.s.alpha)

@@ -15,13 +15,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from invsolve import kernels
+from invsolve.engine.protocol import State, Stateless
+from invsolve.kernels import reverse
+from invsolve.kernels.linearize import linearize
 from invsolve.levels import Move
-from invsolve.likelihoods import GaussianLikelihood
-from invsolve.noise import NoiseSource
-from invsolve.reverse import linearize
-from invsolve.samplers.base import State, Stateless, check_settings
-from invsolve.samplers.codes import Gradient, Norm, as_counted, begin, check_gradient, image_likelihood, misfit_grad, needs_linear_gaussian
+from invsolve.likelihoods.gaussian import GaussianLikelihood
+from invsolve.numerics.rows import unit
+from invsolve.samplers.parts.checks import check_settings
+from invsolve.samplers.parts.latent import (
+    Gradient,
+    Norm,
+    as_counted,
+    begin,
+    check_gradient,
+    image_likelihood,
+    misfit_grad,
+    needs_linear_gaussian,
+)
+from invsolve.streams import NoiseSource
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ class PSLD(Stateless):
         """One move: DDIM step, and the gradient of both terms."""
         x, t = state.x, move.t
         x0, pull, _ = linearize(target.prior, x, t)
-        x_s = kernels.ddim(x, x0, move, noise.normal(x.shape[1:]) if self.eta else None, self.eta)
+        x_s = reverse.ddim(x, x0, move, noise.normal(x.shape[1:]) if self.eta else None, self.eta)
         likelihood, then = as_counted(image_likelihood(target), state, noise)
         seen = likelihood
         if self.fresh_noise:
@@ -109,7 +120,7 @@ class PSLD(Stateless):
             glued = glue(image).requires_grad_()
             code = prior.encode(glued)
         off = code.detach() - z
-        off = self.gamma * (2 * off if self.gradient == "squared" else kernels.unit(off))
+        off = self.gamma * (2 * off if self.gradient == "squared" else unit(off))
         return transposed(torch.autograd.grad(code, glued, off)[0]), off
 
     def _gluing(self, likelihood: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:

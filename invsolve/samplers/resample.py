@@ -13,14 +13,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from invsolve import kernels, optimise
+from invsolve.engine.protocol import State, Stateless
+from invsolve.kernels import resample, reverse
+from invsolve.kernels.linearize import linearize
 from invsolve.levels import Level, Move
-from invsolve.likelihoods import GaussianLikelihood, PulledBack
-from invsolve.noise import NoiseSource
-from invsolve.reverse import linearize
-from invsolve.samplers.base import State, Stateless, check_settings
-from invsolve.samplers.codes import closed, image_likelihood
+from invsolve.likelihoods import fits
+from invsolve.likelihoods.gaussian import GaussianLikelihood
+from invsolve.likelihoods.pulled_back import PulledBack
+from invsolve.numerics.adam import descend
+from invsolve.samplers.parts.checks import check_settings
+from invsolve.samplers.parts.latent import closed, image_likelihood
 from invsolve.schedules import moves
+from invsolve.streams import NoiseSource
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,8 @@ class ReSample(Stateless):
             fitted = self._fit(target, x / move.s.alpha, pixels=False)
             return State(fitted * move.s.alpha, fitted)
         fitted = self._fit(target, self._look_ahead(target.prior, x, x0, move), pixels=left >= _share(self.switch, move.total))
-        weight = kernels.resampling_weight(move, self.gamma, self.variance)
-        return State(kernels.resample(fitted, x, move, weight, noise.normal(x.shape[1:])), fitted)
+        weight = resample.resampling_weight(move, self.gamma, self.variance)
+        return State(resample.resample(fitted, x, move, weight, noise.normal(x.shape[1:])), fitted)
 
     def _unconditional(self, target: Any, x: Tensor, move: Ahead, noise: NoiseSource) -> tuple[Tensor, Tensor]:
         """(z0_hat, z'), guided by the misfit of z0_hat if zeta > 0."""
@@ -147,12 +151,12 @@ class ReSample(Stateless):
         a, b = self._coefficients(t)
         if self.zeta == 0:
             mean = target.prior.denoise(x, t)
-            return a * x + b * mean, kernels.ddim(x, mean, move, z, self.eta)
+            return a * x + b * mean, reverse.ddim(x, mean, move, z, self.eta)
         mean, pull, _ = linearize(target.prior, x, t)
         x0 = a * x + b * mean
         g = target.likelihood.misfit_grad(x0)
         down = self.zeta * (t.alpha / t.scale) ** 2
-        return x0, torch.sub(kernels.ddim(x, mean, move, z, self.eta), a * g + b * pull(g), alpha=down)
+        return x0, torch.sub(reverse.ddim(x, mean, move, z, self.eta), a * g + b * pull(g), alpha=down)
 
     def _look_ahead(self, prior: Any, x: Tensor, x0: Tensor, move: Ahead) -> Tensor:
         """The estimate after `travel` more calls of the network on an unconditional path from z'."""
@@ -161,14 +165,14 @@ class ReSample(Stateless):
             mean, label, to = prior.denoise(x, path[k]), path[k], path[k + 1]
             if self.estimate == "official":
                 label, to = path[k - 1], path[k]
-                mean = (x - label.sigma * kernels.noise_of(x, mean, path[k])) / label.alpha
+                mean = (x - label.sigma * reverse.noise_of(x, mean, path[k])) / label.alpha
             a, b = self._coefficients(label)
-            x0, x = a * x + b * mean, kernels.ddim(x, mean, Move(label, to, 0, 1))
+            x0, x = a * x + b * mean, reverse.ddim(x, mean, Move(label, to, 0, 1))
         return x0
 
     def _coefficients(self, t: Level) -> tuple[float, float]:
         """z0_hat = a z_t + b E[z_0 | z_t]."""
-        return kernels.unrooted(t) if self.estimate == "official" else (0.0, 1.0)
+        return resample.unrooted(t) if self.estimate == "official" else (0.0, 1.0)
 
     def _fit(self, target: Any, z: Tensor, pixels: bool) -> Tensor:
         """The code near z whose image agrees with y."""
@@ -178,18 +182,16 @@ class ReSample(Stateless):
         goal = math.sqrt(self.c) if self.eps is None else math.sqrt(self.eps) / sigma
         if self.solver == "adam" or not closed(likelihood):
             if pixels:
-                objective = optimise.misfit(likelihood, lambda x: x)
+                objective = fits.misfit(likelihood, lambda x: x)
                 x = prior.decode(z)
-                return prior.encode(optimise.descend(objective, x, goal=goal, steps=self.pixel_steps, lr=self.pixel_lr, decay=self.decay))
-            objective = optimise.misfit(likelihood, prior.decode)
-            return optimise.descend(
-                objective, z, goal=goal, steps=self.latent_steps, lr=self.latent_lr, decay=self.decay, patience=self.patience
-            )
+                return prior.encode(descend(objective, x, goal=goal, steps=self.pixel_steps, lr=self.pixel_lr, decay=self.decay))
+            objective = fits.misfit(likelihood, prior.decode)
+            return descend(objective, z, goal=goal, steps=self.latent_steps, lr=self.latent_lr, decay=self.decay, patience=self.patience)
         limit = None if self.rho is not None else goal * sigma * likelihood.measured.to(z.dtype).sqrt()
         if coded and not pixels:
-            return optimise.conjugate_gradients(likelihood, prior.decode, z, limit=limit, rho=self.rho, steps=self.cg)
+            return fits.conjugate_gradients(likelihood, prior.decode, z, limit=limit, rho=self.rho, steps=self.cg)
         x = prior.decode(z)
-        return prior.encode(likelihood.prox(x, self.rho) if limit is None else optimise.nearest(likelihood, x, limit))
+        return prior.encode(likelihood.prox(x, self.rho) if limit is None else fits.nearest(likelihood, x, limit))
 
 
 def _share(share: float, total: int) -> int:

@@ -7,10 +7,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from invsolve import kernels
+from invsolve.engine.protocol import State
+from invsolve.kernels import reverse
 from invsolve.levels import Level, Move
-from invsolve.noise import NoiseSource
-from invsolve.samplers.base import State, check_settings
+from invsolve.samplers.parts.checks import check_settings
+from invsolve.samplers.parts.variance import ancestral_step
+from invsolve.streams import NoiseSource
 
 
 @dataclass(frozen=True)
@@ -53,35 +55,17 @@ class Unconditional:
         x0 = prior.denoise(x, move.t)
         if self.kernel == "ddim":
             z = noise.normal(x.shape[1:]) if self.eta else None
-            return Remembered(kernels.ddim(x, x0, move, z, self.eta), x0)
+            return Remembered(reverse.ddim(x, x0, move, z, self.eta), x0)
         if self.kernel == "dpmpp_2m":
             better = x0
             if state.before is not None and state.level is not None:
-                better = kernels.multistep(x0, state.before, move, Level(*state.level))
-            return Remembered(kernels.ddim(x, better, move), x0, x0, (move.t.alpha, move.t.sigma))
-        x_s = kernels.euler(x, x0, move)
+                better = reverse.multistep(x0, state.before, move, Level(*state.level))
+            return Remembered(reverse.ddim(x, better, move), x0, x0, (move.t.alpha, move.t.sigma))
+        x_s = reverse.euler(x, x0, move)
         if self.kernel == "heun" and not move.last:
-            x_s = kernels.heun(x, x0, x_s, prior.denoise(x_s, move.s), move)
+            x_s = reverse.heun(x, x0, x_s, prior.denoise(x_s, move.s), move)
         return Remembered(x_s, x0)
 
     def result(self, state: Remembered) -> Tensor:
         """The last iterate."""
         return state.x
-
-
-def ancestral_step(prior: Any, x: Tensor, move: Move, noise: NoiseSource, variance: str) -> tuple[Tensor, Tensor]:
-    """(x0_hat, x_s) of one ancestral step from the prior's own denoiser."""
-    x0, fraction = prior.denoise_with_variance(x, move.t) if variance == "learned" else (prior.denoise(x, move.t), None)
-    return x0, kernels.ancestral(x, x0, move, noise.normal(x.shape[1:]), choose_variance(variance, fraction))
-
-
-def choose_variance(variance: str, fraction: Tensor | None) -> Any:
-    """The argument of kernels.ancestral that a setting stands for. "auto" is learned where the network has it.
-
-    Raises ValueError if "learned" is asked of a prior that has none.
-    """
-    if variance == "learned" and fraction is None:
-        raise ValueError("variance='learned', but this prior's network has no learned variance; choose 'posterior' or 'upper'")
-    if variance == "auto":
-        return "posterior" if fraction is None else fraction
-    return fraction if variance == "learned" else variance

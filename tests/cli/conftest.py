@@ -8,7 +8,7 @@ import torch
 from shared import one_thread as one_thread
 from shared import save_photos, stationary_prior
 
-from invsolve.cli import main
+from invsolve.cli.main import main
 from invsolve.priors.network import Calls
 
 

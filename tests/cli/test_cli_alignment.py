@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from invsolve import reconstruction
+from invsolve.runs import task
 from operators import FourierMagnitude
 
 NOISE = 0.05
@@ -38,7 +38,7 @@ def drawn(monkeypatch, photos):
         return measure(self, x, noise, seed, ids)
 
     monkeypatch.setattr(FourierMagnitude, "measure", remember)
-    monkeypatch.setattr(reconstruction, "sample", sample)
+    monkeypatch.setattr(task, "sample", sample)
     return kept
 
 

@@ -11,10 +11,10 @@ from PIL import Image
 from refusals import refused
 from test_cli_data import only
 
-from invsolve.config import load
-from invsolve.data import Images
-from invsolve.evaluation import evaluate
-from invsolve.problems import smooth_prior
+from invsolve.config.load import load
+from invsolve.data.images import Images
+from invsolve.diagnostics.problems import smooth_prior
+from invsolve.runs.lightning import evaluate
 
 MEASURED = ["operator=denoising", "data.measurement=ys", "data.image_shape=[3,16,16]"]
 
@@ -138,8 +138,8 @@ def test_grey_files_serve_a_prior_of_one_channel(small, photos, work, prior):
         held = np.load(f"{root}.out/arrays/{id}.npz")
         assert held["samples"].shape == (3, 1, 16, 16)
         np.testing.assert_array_equal(held["x"], only(Images(root, size=16, fit="crop"))[:1])
-    from invsolve.config import ConfigError
-    from invsolve.run import run
+    from invsolve.errors import ConfigError
+    from invsolve.runs.local import run
 
     with pytest.raises(ConfigError, match="data.channels=1, which reads colour as grey"):
         run(load(small, ["out=colour"]), grey_prior, say=lambda line: None)

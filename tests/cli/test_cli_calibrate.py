@@ -5,7 +5,7 @@ import json
 import pytest
 from refusals import refused
 
-from invsolve.calibrate_cli import _assembled, _operator
+from invsolve.cli.calibrate import _assembled, _operator
 from invsolve.samplers import DAPS, DPS, PnPULA
 
 SMALL = ("images=32", "draws=9", "progress=false")

@@ -5,10 +5,15 @@ from typing import Literal
 
 import pytest
 
-from invsolve import schema, tables
-from invsolve.config import ConfigError, difference, identity, load, show
-from invsolve.outputs import RunFolder
+from invsolve.cli.listing import listing
+from invsolve.config import schema
+from invsolve.config.identity import difference, identity, show
+from invsolve.config.load import load
+from invsolve.config.names import load_object, names, resolve, table
+from invsolve.errors import ConfigError
+from invsolve.likelihoods import LIKELIHOODS
 from invsolve.resources import MEMORY_GB, resource
+from invsolve.runs.folder import RunFolder
 
 
 def values(config, group):
@@ -22,12 +27,12 @@ def test_preset_is_completed_by_defaults():
     assert config.settings.samples == 4 and config.settings.out == "runs/photo_inpaint"
 
 
-@pytest.mark.parametrize("name", tables.names("run"))
+@pytest.mark.parametrize("name", names("run"))
 def test_every_preset_builds(name):
     config = load(name)
     for group in ("noise", "schedule", "sampler", "data"):
         config.sections[group].build()
-    assert tables.listing("run")[tables.names("run").index(name)][1].endswith(".")
+    assert listing("run")[names("run").index(name)][1].endswith(".")
     shapes = {item.load().shape for item in config.sections["data"].build().items()}
     assert shapes == ({(2, 128, 128)} if name == "mri_phantom" else {(3, 64, 64)})
     config.sections["operator"].build(image_shape=shapes.pop())
@@ -60,11 +65,11 @@ def test_component_file_supplies_defaults_and_may_name_a_class(small, tmp_path, 
     for group, name, text in (("operator", "half", "# Half.\nname: super_resolution\nfactor: 2\n"), ("schedule", "ddpm", "steps: 7\n")):
         (tmp_path / "configs" / group).mkdir(parents=True)
         (tmp_path / "configs" / group / f"{name}.yaml").write_text(text)
-    monkeypatch.setattr(tables, "resource", lambda *parts: tmp_path.joinpath(*parts))
+    monkeypatch.setattr(names, "resource", lambda *parts: tmp_path.joinpath(*parts))
     config = load(small, ["operator=half", "schedule=ddpm"])
     assert config.sections["operator"].name == "super_resolution" and values(config, "operator")["factor"] == 2
     assert values(config, "schedule")["steps"] == 7
-    assert ("half", "Half.") in tables.listing("operator")
+    assert ("half", "Half.") in listing("operator")
     assert values(load(small), "schedule")["steps"] == 8
 
 
@@ -94,16 +99,16 @@ def test_the_memory_that_divides_the_rows_belongs_to_the_run_and_its_default_is_
 
 @pytest.mark.parametrize("group", ["operator", "noise", "schedule", "sampler", "data"])
 def test_every_class_in_the_tables_has_a_readable_signature_and_help(group):
-    assert all(text for _, text in tables.listing(group))
-    for name in tables.table(group):
-        fields = schema.fields_of(tables.resolve(group, name))
+    assert all(text for _, text in listing(group))
+    for name in table(group):
+        fields = schema.fields_of(resolve(group, name))
         assert all(schema.describe(field.annotation) for field in fields.values())
 
 
 def test_every_noise_has_a_likelihood_with_the_same_values():
-    for name in tables.names("noise"):
-        accepted = schema.fields_of(tables.load_object(tables.LIKELIHOODS[name]))
-        assert set(tables.resolve("noise", name)().parameters) <= set(accepted)
+    for name in names("noise"):
+        accepted = schema.fields_of(load_object(LIKELIHOODS[name]))
+        assert set(resolve("noise", name)().parameters) <= set(accepted)
 
 
 @dataclass(frozen=True)

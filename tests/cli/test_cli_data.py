@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from invsolve.config import ConfigError
-from invsolve.data import Images, Measurement
+from invsolve.data.images import Images
+from invsolve.data.measurements import Measurement
+from invsolve.errors import ConfigError
 
 
 def ids(images):

@@ -13,15 +13,18 @@ import pytest
 import torch
 from refusals import refused
 
-from invsolve import tables, trees
-from invsolve.config import ConfigError, load, show
-from invsolve.data import pick
-from invsolve.priors import foreign, pipelines
-from invsolve.samplers.base import remedy_of
+from invsolve.config import names, trees
+from invsolve.config.identity import show
+from invsolve.config.load import load
+from invsolve.config.names import resolve, table
+from invsolve.config.schema import fields_of, takes_text
+from invsolve.config.settings import shard_of
+from invsolve.data.items import pick
+from invsolve.engine.protocol import remedy_of
+from invsolve.errors import ConfigError
+from invsolve.priors.checkpoints import diffusers, foreign
 from invsolve.schedules import DDPM, Cosine, Karras, Linear, moves
-from invsolve.schema import fields_of, takes_text
-from invsolve.settings import shard_of
-from operators.noise import GaussianNoise, PoissonNoise
+from operators.core.noise import GaussianNoise, PoissonNoise
 
 QUICK = ["schedule.steps=2", "samples=1", "data.indices=0"]
 EXTREMES = [
@@ -45,8 +48,8 @@ def attempts(count, seed):
             key = rng.choice(["samples", "seed", "device", "out", "batch", "memory_gb", "checkpoint_every", "noise_device"])
             yield [f"{key}={rng.choice(EXTREMES)}"]
             continue
-        name = rng.choice([name for name in tables.table(group) if name not in costly])
-        keys = [key for key in fields_of(tables.resolve(group, name), skip=("image_shape",)) if key not in loops]
+        name = rng.choice([name for name in table(group) if name not in costly])
+        keys = [key for key in fields_of(resolve(group, name), skip=("image_shape",)) if key not in loops]
         chosen = rng.choice([*keys, "name"]) if keys else "name"
         yield [*([f"{group}={name}"] if chosen != "name" else []), f"{group}.{chosen}={rng.choice(EXTREMES)}"]
 
@@ -104,7 +107,7 @@ def test_the_kind_of_an_operator_is_looked_up_before_advice_is_taken(small, tmp_
     (tmp_path / "configs" / "sampler").mkdir(parents=True)
     file = "name: dps\nzeta: 0.1\nfamilies:\n  - {operators: [inpainting/random], zeta: 0.7}\n"
     (tmp_path / "configs" / "sampler" / "dps.yaml").write_text(file)
-    monkeypatch.setattr(tables, "resource", lambda *parts: tmp_path.joinpath(*parts))
+    monkeypatch.setattr(names, "resource", lambda *parts: tmp_path.joinpath(*parts))
     monkeypatch.setenv("KIND", "random")
     small.write_text(
         small.read_text().replace("{name: dps, zeta: 0.3}", "dps").replace("kind: box, size: 6, margin: 2", "kind: '${oc.env:KIND}'")
@@ -291,24 +294,24 @@ def test_scheduler_files(keys, taken, tmp_path):
 
     (tmp_path / "scheduler_config.json").write_text(json.dumps({"beta_schedule": "linear"} | keys))
     if taken is not None:
-        assert pipelines.read_scheduler(tmp_path)[1] == taken
+        assert diffusers.read_scheduler(tmp_path)[1] == taken
     else:
         with pytest.raises(ValueError, match="scheduler_config.json"):
-            pipelines.read_scheduler(tmp_path)
+            diffusers.read_scheduler(tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(tables.table("sampler")))
+@pytest.mark.parametrize("name", sorted(table("sampler")))
 def test_the_remedy_names_settings_that_the_sampler_has(name):
-    kind = tables.resolve("sampler", name)
+    kind = resolve("sampler", name)
     words = remedy_of(kind()).replace(",", " ").replace("=", " ").split()
     keys = set(fields_of(kind))
     assert ("zeta" in words) <= ("zeta" in keys)
     assert keys & set(words) or "steps" in words
 
 
-@pytest.mark.parametrize("name", sorted(tables.table("sampler")))
+@pytest.mark.parametrize("name", sorted(table("sampler")))
 def test_counts_that_would_not_end_are_refused_by_every_sampler(name):
-    kind = tables.resolve("sampler", name)
+    kind = resolve("sampler", name)
     for key, field in fields_of(kind).items():
         if field.annotation in (int, int | None):
             with pytest.raises(ValueError, match=f"{key}=1000000000"):

@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 from refusals import refused
 
-from invsolve.config import load, show
+from invsolve.config.identity import show
+from invsolve.config.load import load
+from invsolve.likelihoods.gaussian import GaussianLikelihood
 from operators import GaussianBlur, SuperResolution
 
 MINE = """
@@ -113,8 +115,8 @@ class TestShow:
         assert self.picture("two.png").shape[1] < 0.8 * four.shape[1]
 
     def test_pictures_are_what_they_say(self, photo, work):
-        from invsolve.data import Images
-        from invsolve.operator_cli import _pictures
+        from invsolve.cli.operators import _pictures
+        from invsolve.data.images import Images
         from operators import GaussianNoise, PoissonNoise
 
         x = torch.from_numpy(Images(root=str(photo), size=16).items()[0].load()).double()[None]
@@ -136,7 +138,7 @@ class TestShow:
         assert torch.allclose(counted[2].content, 2 * back / back.max() - 1, atol=1e-3) and "[0, 1]" in counted[2].caption
 
     def test_an_iterative_inverse_of_noisy_data_is_found_in_few_steps(self, photo, work):
-        from invsolve.operator_cli import _pictures
+        from invsolve.cli.operators import _pictures
         from operators import GaussianNoise, Tomography
 
         op = Tomography((3, 16, 16), views=15)
@@ -147,7 +149,7 @@ class TestShow:
         assert float((inverse.content - x[0]).norm()) < 0.5 * float(x.norm())
 
     def test_an_inverse_that_is_not_found_is_said(self, photo, work):
-        from invsolve.operator_cli import _pictures
+        from invsolve.cli.operators import _pictures
         from operators import GaussianNoise, from_callable
 
         op = from_callable(lambda x: x.cumsum(-1), (3, 16, 16), linear=True)
@@ -169,7 +171,7 @@ class TestShow:
         assert [path.name for path in (work / "looks").iterdir()] == ["a_identity.png"]
 
     def test_channels_follow_the_operator(self, cli, photo, mine):
-        from invsolve.operator_cli import _with_channels
+        from invsolve.cli.operators import _with_channels
 
         assert cli("show-operator", "operator=custom", f"operator.target={mine}:grey", f"image={photo}", "out=grey.png").code == 0
         rgb = 2 * torch.rand(1, 3, 4, 4, dtype=torch.float64) - 1
@@ -234,16 +236,15 @@ class TestConfigurations:
 
     @pytest.mark.parametrize("sigma", [["noise.sigma=0.2"], ["noise.sigma=0.1", "noise.units=unit"]])
     def test_sigma_in_either_unit_is_the_same_run(self, small, cli, sigma, monkeypatch):
-        from invsolve import likelihoods
 
         given = []
-        original = likelihoods.GaussianLikelihood.__init__
+        original = GaussianLikelihood.__init__
 
         def record(self, operator, y, sigma):
             given.append(sigma)
             original(self, operator, y, sigma)
 
-        monkeypatch.setattr(likelihoods.GaussianLikelihood, "__init__", record)
+        monkeypatch.setattr(GaussianLikelihood, "__init__", record)
         outcome = cli("run", small, "operator=identity", "data.indices=0", *sigma)
         assert outcome.code == 0
         assert given == [0.2]

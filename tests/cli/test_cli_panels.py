@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from invsolve.panels import Shown, log_spaced, save_gif, save_panel, to_bytes
+from invsolve.pictures.panels import Shown, save_gif, save_panel, to_bytes
+from invsolve.runs.task import log_spaced
 
 
 def shown(shape=(3, 16, 16), truth=True, count=4):

@@ -30,7 +30,7 @@ def test_each_image_has_the_mask_of_its_id(together):
 
 def test_neither_batch_nor_resumption_matters(small, cli, work, together, monkeypatch):
     cli("run", small, *RANDOM, "out=runs/single", "batch=1", "data.indices=2")
-    from invsolve import outputs
+    from invsolve.runs import folder
 
     write, done = np.savez_compressed, []
 
@@ -40,9 +40,9 @@ def test_neither_batch_nor_resumption_matters(small, cli, work, together, monkey
         done.append(path)
         return write(path, **arrays)
 
-    monkeypatch.setattr(outputs.np, "savez_compressed", killed)
+    monkeypatch.setattr(folder.np, "savez_compressed", killed)
     assert cli("run", small, *RANDOM, "out=runs/killed", "batch=3").code == 130
-    monkeypatch.setattr(outputs.np, "savez_compressed", write)
+    monkeypatch.setattr(folder.np, "savez_compressed", write)
     assert cli("run", small, *RANDOM, "out=runs/killed", "batch=3").code == 0
     for other, ids in (("single", "c"), ("killed", "abcd")):
         for id in ids:

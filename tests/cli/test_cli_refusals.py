@@ -5,8 +5,7 @@ import pytest
 import torch
 from refusals import refused
 
-from invsolve.config import ConfigError
-from invsolve.monitor import Divergence
+from invsolve.errors import ConfigError, Divergence
 
 CASES = {
     "unknown key": (["sampler.zetta=1"], ["unknown key sampler.zetta", "did you mean sampler.zeta?", "dps takes: zeta, variant"]),
@@ -114,7 +113,7 @@ def test_corrected_configuration_may_use_the_folder_of_a_refused_one(small, cli,
 
 
 def test_divergence_of_one_image_leaves_the_others_and_gives_code_1(small, cli, work, monkeypatch):
-    from invsolve import reconstruction as run
+    from invsolve.runs import task as run
 
     original = run.sample
 

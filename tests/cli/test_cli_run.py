@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from refusals import refused
 
-from invsolve import outputs, reconstruction, run, tables
-from invsolve.config import load
+from invsolve.cli.listing import gathered
+from invsolve.config.load import load
 from invsolve.resources import resource
+from invsolve.runs import folder, local, task
 from operators import Inpainting
 
 PHOTO = resource("data", "priors", "photo", "unet")
@@ -23,13 +24,13 @@ PHOTO = resource("data", "priors", "photo", "unet")
 def sampled_ids(monkeypatch):
     """The ids handed to `sample`, call by call."""
     seen = []
-    original = reconstruction.sample
+    original = task.sample
 
     def sample(*args, ids, **options):
         seen.append(list(ids))
         return original(*args, ids=ids, **options)
 
-    monkeypatch.setattr(reconstruction, "sample", sample)
+    monkeypatch.setattr(task, "sample", sample)
     return seen
 
 
@@ -115,10 +116,10 @@ def test_killed_run_goes_on(small, cli, work, sampled_ids, monkeypatch, where):
         done.append(path)
         return write(path, **arrays)
 
-    monkeypatch.setattr(outputs.np, "savez_compressed", killed)
+    monkeypatch.setattr(folder.np, "savez_compressed", killed)
     outcome = cli("run", small, "batch=1")
     assert outcome.code == 130 and "interrupted" in outcome.err
-    monkeypatch.setattr(outputs.np, "savez_compressed", write)
+    monkeypatch.setattr(folder.np, "savez_compressed", write)
     assert [path.stem for path in sorted((work / "runs/small/arrays").iterdir())] == ["a", "b"]
     sampled_ids.clear()
 
@@ -128,7 +129,7 @@ def test_killed_run_goes_on(small, cli, work, sampled_ids, monkeypatch, where):
     cli("run", small, "out=runs/whole")
     assert sorted(r[:3] for r in rows(work / "runs/small")) == sorted(r[:3] for r in rows(work / "runs/whole"))
     for name in "abcd":
-        both = [np.load(work / f"runs/{run}/arrays/{name}.npz")["samples"] for run in ("small", "whole")]
+        both = [np.load(work / f"runs/{local}/arrays/{name}.npz")["samples"] for run in ("small", "whole")]
         np.testing.assert_allclose(both[0], both[1], atol=1e-5)
     assert not list((work / "runs").rglob(".*"))
 
@@ -224,10 +225,10 @@ def test_poisson_noise_and_every_operator(small, cli, work):
 
 def test_python_api_takes_a_ready_prior(small, prior):
     lines = []
-    result = run.run(load(small, ["data.indices=0"]), prior=prior, say=lines.append)
+    result = local.run(load(small, ["data.indices=0"]), prior=prior, say=lines.append)
     assert result.sampled == ["a"] and result.calls == {"forward": 8, "backward": 0, "encode": 0, "decode": 0}
     assert lines == ["inpainting, Gaussian noise, sigma 0.05 where images span [-1, 1] = 0.025 where they span [0, 1]"]
-    assert run.run(load(small, ["data.indices=0"]), prior=prior, say=lines.append).skipped == ["a"] and len(lines) == 2
+    assert local.run(load(small, ["data.indices=0"]), prior=prior, say=lines.append).skipped == ["a"] and len(lines) == 2
 
 
 def test_list_show_and_version(small, cli, capsys):
@@ -253,8 +254,8 @@ def test_a_family_of_settings_is_one_line():
     family = [(f"latent_daps_official_{word}", f"DAPS on codes as published for {word}.") for word in words]
     others = [("daps", "Annealing."), ("daps_official", "As published."), ("photo_sr4", ""), ("photo_hdr", "")]
     line = ("latent_daps_official_*", "DAPS on codes as published for ... (5 settings, named by `invsolve list --all`)")
-    assert tables.gathered([*others, *family]) == sorted([*others, line])
-    assert tables.gathered([*others, *family[1:]]) == sorted([*others, *family[1:]])
+    assert gathered([*others, *family]) == sorted([*others, line])
+    assert gathered([*others, *family[1:]]) == sorted([*others, *family[1:]])
 
 
 def test_a_mistake_of_ours_keeps_its_traceback_and_a_refusal_is_one_line(small, cli, prior):
@@ -265,7 +266,7 @@ def test_a_mistake_of_ours_keeps_its_traceback_and_a_refusal_is_one_line(small, 
 
 
 def test_the_command_starts_without_torch():
-    code = "import sys, invsolve.cli\ntry: invsolve.cli.main(['--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
+    code = "import sys, invsolve.cli\ntry: invsolve.cli.main.main(['--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=resource())
     assert done.returncode == 0 and "examples:" in done.stdout, done.stderr
 

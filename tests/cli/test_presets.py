@@ -7,16 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from invsolve import Posterior, sample, tables
-from invsolve.config import ConfigError, _read, load, show
-from invsolve.presets import advise
+from invsolve import Posterior, sample
+from invsolve.config.advice import advise
+from invsolve.config.identity import show
+from invsolve.config.load import _read, load
+from invsolve.config.names import load_object, resolve, table
+from invsolve.config.schema import fields_of
+from invsolve.errors import ConfigError
+from invsolve.likelihoods import LIKELIHOODS
 from invsolve.resources import resource
 from invsolve.samplers import DPS, MCG, PSLD
 from invsolve.schedules import alpha_bars
-from invsolve.schema import fields_of
 
 PIXEL = ("daps", "dps", "mcg", "pnp_ula", "unconditional")
-LATENT = sorted(set(tables.table("sampler")) - set(PIXEL))
+LATENT = sorted(set(table("sampler")) - set(PIXEL))
 # The presets of the pixel priors; a preset of another prior belongs to the samplers for it.
 PRESETS = [path.stem for path in sorted(resource("configs", "run").glob("*.yaml")) if _read(path)["prior"]["name"] in ("photo", "phantom")]
 LATENT_PRESETS = [path.stem for path in sorted(resource("configs", "run").glob("*.yaml")) if _read(path)["prior"]["name"] == "glyphs"]
@@ -66,7 +70,7 @@ def run(preset, overrides, priors):
     x = torch.from_numpy(parts["data"].build().items()[0].load())[None]
     op, noise = parts["operator"].build(image_shape=tuple(x.shape[1:])).for_ids(["a"]), parts["noise"].build()
     y = op.measure(x, noise, seed=0, ids=["a"])
-    likelihood = tables.load_object(tables.LIKELIHOODS[parts["noise"].name])(op, y, **noise.parameters)
+    likelihood = load_object(LIKELIHOODS[parts["noise"].name])(op, y, **noise.parameters)
     return sample(parts["sampler"].build(), Posterior(prior, likelihood), parts["schedule"].build(), n=1, ids=["a"], progress=False)
 
 
@@ -106,13 +110,13 @@ def test_every_operator_is_in_a_preset_or_listed_here():
     presets = {load(name).sections["operator"].name for name in PRESETS}
     same = {"denoising": "identity"}
     files = {"matrix", "custom", "noncartesian_mri"}  # need a file of the user's, or an extra
-    assert {same.get(name, name) for name in tables.table("operator")} == presets | set(OTHERS) | files
+    assert {same.get(name, name) for name in table("operator")} == presets | set(OTHERS) | files
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_files_of_samplers_are_sound(path):
     file = _read(path)
-    cls = tables.resolve("sampler", file.get("name", path.stem))
+    cls = resolve("sampler", file.get("name", path.stem))
     entries = [file, *file.get("families", [])]
     own = {"name", "schedule", "found", "families", "operators"}
     for entry in entries:
@@ -123,7 +127,7 @@ def test_the_files_of_samplers_are_sound(path):
         assert set(entry) - {"operators"}, "an entry says something"
         for name in entry["operators"]:
             operator, _, kind = name.partition("/")
-            fields = fields_of(tables.resolve("operator", operator), skip=["image_shape"])
+            fields = fields_of(resolve("operator", operator), skip=["image_shape"])
             assert not kind or "kind" in fields
     listed = list(itertools.chain.from_iterable(entry["operators"] for entry in entries[1:]))
     assert len(set(listed)) == len(listed), "no operator is listed twice"

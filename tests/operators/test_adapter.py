@@ -11,8 +11,9 @@ import torch
 from operator_cases import rand
 from torch import Tensor
 
-from operators import Inpainting, LinearOperator, Operator, adapter, as_operator, claims
-from operators.adapter import WrappedLinearOperator, WrappedOperator
+from operators import Inpainting, LinearOperator, Operator, as_operator
+from operators.core import adapter, claims
+from operators.core.adapter import WrappedLinearOperator, WrappedOperator
 
 # Sizes at which the whole matrix is cheap; what is not named keeps deepinv's own.
 SIZES: dict[str, tuple[int, ...]] = {

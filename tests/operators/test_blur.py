@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from operators import Blur, GaussianBlur, NonlinearBlur, SpaceVaryingBlur, generator
-from operators.convolution import CircularConvolution, from_hartley, to_hartley, window
-from operators.kernels import disk_kernel, gaussian_kernel, gaussian_taps, motion_kernel, uniform_kernel
-from operators.nonlinear_blur import smooth_power
-from operators.spacevarying import smooth_windows
-from operators.superresolution import KernelDownsampling
+from operators.blur.convolution import CircularConvolution, from_hartley, to_hartley, window
+from operators.blur.kernels import disk_kernel, gaussian_kernel, gaussian_taps, motion_kernel, uniform_kernel
+from operators.blur.nonlinear_blur import smooth_power
+from operators.blur.spacevarying import smooth_windows
+from operators.blur.superresolution import KernelDownsampling
 
 
 def image(*shape: int) -> Tensor:

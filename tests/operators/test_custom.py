@@ -258,7 +258,7 @@ def test_an_operator_from_a_file(mine: str) -> None:
     assert torch.equal(blur.A(x), GaussianBlur((3, 8, 8), 0.8).A(x))
     assert torch.equal(pickle.loads(pickle.dumps(blur)).A(x), blur.A(x))
     assert isinstance(custom_operator((3, 8, 8), f"{mine}:physics"), Operator)
-    assert torch.equal(custom_operator((3, 8, 8), "operators.blur:GaussianBlur", std=0.8).A(x), blur.A(x))
+    assert torch.equal(custom_operator((3, 8, 8), "operators.blur.blur:GaussianBlur", std=0.8).A(x), blur.A(x))
 
 
 def test_a_changed_file_is_read_again(mine: str) -> None:

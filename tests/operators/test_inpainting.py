@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from operators import Inpainting, generator
-from operators.masks import KINDS, SEEDED
+from operators.pixels.masks import KINDS, SEEDED
 
 
 def image(*shape: int) -> Tensor:

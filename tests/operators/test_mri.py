@@ -11,10 +11,10 @@ from operator_cases import rand
 from torch import Tensor
 
 from operators import MRI, MultiCoilMRI, check, to_channels, to_complex
-from operators.coils import birdcage_maps, smooth_maps
-from operators.mri_baselines import joint_variation, sense, total_variation, zero_filled
-from operators.mri_masks import KINDS, disc_radius, sampling_mask
-from operators.spectral import SpectralOperator
+from operators.core.spectral import SpectralOperator
+from operators.mri.baselines import joint_variation, sense, total_variation, zero_filled
+from operators.mri.coils import birdcage_maps, smooth_maps
+from operators.mri.masks import KINDS, disc_radius, sampling_mask
 
 LINES = ("equispaced", "random", "gaussian")
 

@@ -8,7 +8,7 @@ import torch
 from operator_cases import rand
 
 from operators import MRI, NonCartesianMRI, check, to_complex
-from operators.noncartesian import spirals, spokes, trajectory_of
+from operators.mri.noncartesian import spirals, spokes, trajectory_of
 
 
 def build(*args: object, **options: object) -> NonCartesianMRI:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from operators import Blur, Inpainting, Matrix, SpaceVaryingBlur, compose_parts, stack_parts
-from operators.files import read_array
+from operators.core.files import read_array
 
 VALUES = np.array([[0.0, 51.0], [102.0, 255.0], [204.0, 153.0]]) / 255
 

@@ -11,17 +11,8 @@ import torch
 from operator_cases import BATCHES, CASES, rand
 from torch import Tensor
 
-from operators import (
-    Blur,
-    Identity,
-    Inpainting,
-    LinearOperator,
-    Matrix,
-    Operator,
-    as_operator,
-    check,
-)
-from operators.base import LinearOperator as Base
+from operators import Blur, Identity, Inpainting, LinearOperator, Matrix, Operator, as_operator, check
+from operators.core.base import LinearOperator as Base
 
 
 class Tone(Operator):

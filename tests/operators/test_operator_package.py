@@ -15,9 +15,9 @@ from operator_cases import CASES
 
 import operators
 from operators import GaussianBlur, Identity, Inpainting, LinearOperator, Matrix, SpectralOperator, SuperResolution, as_operator, generator
-from operators.adapter import WrappedLinearOperator, WrappedOperator
-from operators.custom import CallableOperator
-from operators.solve import conjugate_gradient
+from operators.core.adapter import WrappedLinearOperator, WrappedOperator
+from operators.core.custom import CallableOperator
+from operators.core.solve import conjugate_gradient
 
 PACKAGE = Path(operators.__file__).parent
 

@@ -30,7 +30,7 @@ from operators import (
     find,
     generator,
 )
-from operators.sensing import _LARGEST
+from operators.projections.sensing import _LARGEST
 
 
 def image(*shape: int) -> Tensor:

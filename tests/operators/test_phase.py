@@ -25,9 +25,9 @@ from operators import (
     hybrid_input_output,
     spectral_start,
 )
-from operators.ambiguity import nearest_equivalent
-from operators.fourier import fft2c, ifft2c
-from operators.phase_baselines import magnitude_residual
+from operators.core.ambiguity import nearest_equivalent
+from operators.core.fourier import fft2c, ifft2c
+from operators.phase.baselines import magnitude_residual
 
 
 def image(*shape: int, key: str = "image") -> Tensor:

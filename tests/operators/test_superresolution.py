@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from operators import Blur, KernelDownsampling, LinearOperator, SuperResolution, generator
-from operators.kernels import bicubic_kernel
+from operators.blur.kernels import bicubic_kernel
 
 
 def image(*shape: int) -> Tensor:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from operators import Blur, GaussianBlur, NonlinearBlur, Operator, SpaceVaryingBlur
-from operators.convolution import CircularConvolution
-from operators.kernels import make_kernel
+from operators.blur.convolution import CircularConvolution
+from operators.blur.kernels import make_kernel
 
 from . import rand
 

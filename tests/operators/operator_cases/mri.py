@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from operators import MRI, MultiCoilMRI, Operator
-from operators.coils import smooth_maps
+from operators.mri.coils import smooth_maps
 
 from . import rand
 

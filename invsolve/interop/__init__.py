@@ -1,0 +1,1 @@
+"""invsolve inside other libraries."""

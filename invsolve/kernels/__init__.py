@@ -1,0 +1,1 @@
+"""Update formulas, each standing once: free functions of tensors, levels and explicit noise."""

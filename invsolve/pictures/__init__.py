@@ -1,0 +1,1 @@
+"""Pictures of results: panels, strips and galleries."""

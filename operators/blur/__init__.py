@@ -1,0 +1,1 @@
+"""Blur and super-resolution."""

@@ -1,0 +1,1 @@
+"""What an operator is: base classes, adapters, composition, noise, laws and solves."""

@@ -1,0 +1,1 @@
+"""Matrices, compressed sensing and tomography."""
