@@ -15,9 +15,10 @@ class Unfit(TypeError):
     """A sampler that cannot serve a kind of operator, likelihood or prior: the TypeError of its `init`, as `sample` passes it on."""
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 class Unusable(ValueError):
     """A checkpoint that is damaged, or of another run."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -8,13 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-
-def unit_range(image: Tensor) -> Tensor:
-    """An image (C, H, W) as metrics see it, (1, 1 or 3, H, W): clipped to [0, 1], a complex one as its magnitude."""
-    shown: Tensor = as_shown(image)
-    return ((shown[None] + 1) / 2).clamp(0, 1)
-
-
 Array = NDArray[Any]
 
 
@@ -30,3 +23,9 @@ def magnitude(values: Array) -> Array:
     """Root mean square over channels, (C, H, W) -> (H, W)."""
     found: Array = np.sqrt(np.mean(np.square(values.astype(np.float64)), axis=0))
     return found
+
+
+def unit_range(image: Tensor) -> Tensor:
+    """An image (C, H, W) as metrics see it, (1, 1 or 3, H, W): clipped to [0, 1], a complex one as its magnitude."""
+    shown: Tensor = as_shown(image)
+    return ((shown[None] + 1) / 2).clamp(0, 1)

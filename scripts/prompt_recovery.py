@@ -132,7 +132,7 @@ def reference_labels(study: Study, kind: str) -> Tensor | None:
 def preset(task: str, overrides: Mapping[str, str]) -> P2L:
     """configs/sampler/p2l.yaml as a run of the task takes it, with these values (as YAML) in place of its own. Raises ConfigError."""
     changes = [f"sampler.{key}={text}" for key, text in overrides.items()]
-    section = load.load(PRESETS[task], ["sampler=p2l", *changes]).sections["sampler"]
+    section = load(PRESETS[task], ["sampler=p2l", *changes]).sections["sampler"]
     return P2L(**section.values)
 
 

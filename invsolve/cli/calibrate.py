@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from invsolve.config.names import load_object, names, resolve, table
 from invsolve.errors import ConfigError
-from invsolve.likelihoods import LIKELIHOODS
 
 if TYPE_CHECKING:
     from invsolve.config.model import Component
@@ -124,6 +123,7 @@ def _problems(sections: dict[str, Component], settings: CalibrateSettings, given
     """The problems to be measured on: in the plane without an operator, else on images."""
     pass
     from invsolve.diagnostics.problems import image_problem, plane_problem
+    from invsolve.likelihoods import LIKELIHOODS
 
     kinds = ("gaussian", "mixture") if settings.problem == "both" else (settings.problem,)
     noise = sections["noise"].build()

@@ -21,7 +21,7 @@ from invsolve.config.model import _SHARD, Component, Config, _plain
 from invsolve.config.names import SECTIONS, component_file, names, resolve, unknown
 from invsolve.config.overrides import around, looked_up, parse, value_of
 from invsolve.config.settings import Settings, TrainerSettings, shard_of
-from invsolve.errors import ConfigError, _one_line
+from invsolve.errors import ConfigError, one_line
 from invsolve.resources import resource
 from operators.core.trust import code_is_refused, without_code
 
@@ -123,7 +123,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tree = trees.read(path)
     except ValueError as error:
-        raise ConfigError(f"{path} is not a YAML file that can be read: {_one_line(error)}") from error
+        raise ConfigError(f"{path} is not a YAML file that can be read: {one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no keys; the sections are: {', '.join(SECTIONS)}")
     return tree
@@ -233,7 +233,7 @@ def _fields_of_target(target: Any, injected: Mapping[str, str]) -> dict[str, sch
     try:
         return schema.fields_of(load_target(target), skip=injected)
     except (ValueError, TypeError, NameError) as error:
-        raise ConfigError(f"operator.target = {target}: {_one_line(error)}") from error
+        raise ConfigError(f"operator.target = {target}: {one_line(error)}") from error
 
 
 def _part(part: Any, place: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from invsolve import ids
 from invsolve.config import schema
 from invsolve.config.names import resolve
 from invsolve.config.settings import Settings, TrainerSettings, shard_of
-from invsolve.errors import ConfigError, _one_line
+from invsolve.errors import ConfigError, one_line
 
 # What every data section takes beside the arguments of its class.
 _SHARD = {"shard": schema.Field(str | None, None)}
@@ -42,7 +42,7 @@ class Component:
         except (ValueError, OSError, ImportError, TypeError, ArithmeticError, MemoryError) as error:
             # The latter are what Python says of numbers that are far too large or too small.
             kind = "" if isinstance(error, (ValueError, OSError, ImportError)) else f"{type(error).__name__}: "
-            raise ConfigError(f"{self.group} {self.name}: {kind}{_one_line(error)}") from error
+            raise ConfigError(f"{self.group} {self.name}: {kind}{one_line(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invsolve import ids
-from invsolve.atomic import FULL, Created, remove_orphans, sync, temporary_beside
-from invsolve.atomic import replacing as replacing
+from invsolve.atomic import FULL, Created, remove_orphans, replacing, sync, temporary_beside
 from invsolve.config.identity import identity, show
 from invsolve.config.model import Config
 from invsolve.errors import ConfigError

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invsolve.atomic import replacing as replacing
 from invsolve.runs.stored import read_json
 
 

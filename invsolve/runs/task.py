@@ -27,7 +27,7 @@ from invsolve.data.items import Item
 from invsolve.engine import memory
 from invsolve.engine.loop import sample
 from invsolve.engine.observers import Event, Residuals
-from invsolve.errors import ConfigError, Divergence, Unfit, Unusable, _one_line
+from invsolve.errors import ConfigError, Divergence, Unfit, Unusable, one_line
 from invsolve.likelihoods import LIKELIHOODS
 from invsolve.posterior import Posterior
 from invsolve.priors.checkpoints.loading import resolve_device
@@ -57,7 +57,7 @@ class Reconstruction:
         try:
             self.steps = self.sampler.plan(self.schedule) if hasattr(self.sampler, "plan") else moves(self.schedule)
         except ValueError as error:
-            raise ConfigError(_one_line(error)) from error
+            raise ConfigError(one_line(error)) from error
         self.prior = config.sections["prior"].build(device=device) if prior is None else prior
         self.device = getattr(self.prior, "device", None) or device
         self.operators: dict[tuple[int, ...], Any] = {}
@@ -76,14 +76,14 @@ class Reconstruction:
         try:
             operator = self.operators[shape].for_ids([item.id])
         except (ValueError, OSError) as error:
-            raise ConfigError(f"{item.id}: operator {self.config.sections['operator'].name}: {_one_line(error)}") from error
+            raise ConfigError(f"{item.id}: operator {self.config.sections['operator'].name}: {one_line(error)}") from error
         if y is not None and item.measured:
             y = self._match(y, shape)
             check_measured(item, y, operator, self.config.sections["operator"].name, self.noise)
             try:
                 likelihood_of(self.config, operator, as_float(torch.from_numpy(y))[None], self.noise)
             except ValueError as error:
-                raise ConfigError(f"{item.path}: noise {self.config.sections['noise'].name}: {_one_line(error)}") from error
+                raise ConfigError(f"{item.path}: noise {self.config.sections['noise'].name}: {one_line(error)}") from error
         return shape
 
     def _match(self, y: Array, shape: tuple[int, ...]) -> Array:
@@ -150,7 +150,7 @@ class Reconstruction:
                 total.add(self._solve(shape, [item], [array]))
             return total
         except (Unfit, ValueError) as error:  # any other TypeError is a mistake of ours, and keeps its traceback
-            raise ConfigError(f"sampler {self.config.sections['sampler'].name}: {_one_line(error)}") from error
+            raise ConfigError(f"sampler {self.config.sections['sampler'].name}: {one_line(error)}") from error
         outcome = Outcome(seconds=time.perf_counter() - start, calls=_minus(self._calls(), before))
         if (path := self.checkpoint(ids)) is not None:
             outcome.checkpoints.append(path)
@@ -206,7 +206,7 @@ class Reconstruction:
             return attempt()
         except Unusable as error:  # before the first step; it only saves time, so it costs no more than that
             assert path is not None
-            print(f"invsolve: discarded: {_one_line(error)}", file=sys.stderr)
+            print(f"invsolve: discarded: {one_line(error)}", file=sys.stderr)
             path.unlink(missing_ok=True)
             return attempt()
 

@@ -65,7 +65,7 @@ def test_component_file_supplies_defaults_and_may_name_a_class(small, tmp_path, 
     for group, name, text in (("operator", "half", "# Half.\nname: super_resolution\nfactor: 2\n"), ("schedule", "ddpm", "steps: 7\n")):
         (tmp_path / "configs" / group).mkdir(parents=True)
         (tmp_path / "configs" / group / f"{name}.yaml").write_text(text)
-    monkeypatch.setattr(names, "resource", lambda *parts: tmp_path.joinpath(*parts))
+    monkeypatch.setattr("invsolve.config.names.resource", lambda *parts: tmp_path.joinpath(*parts))
     config = load(small, ["operator=half", "schedule=ddpm"])
     assert config.sections["operator"].name == "super_resolution" and values(config, "operator")["factor"] == 2
     assert values(config, "schedule")["steps"] == 7

@@ -129,7 +129,7 @@ def test_killed_run_goes_on(small, cli, work, sampled_ids, monkeypatch, where):
     cli("run", small, "out=runs/whole")
     assert sorted(r[:3] for r in rows(work / "runs/small")) == sorted(r[:3] for r in rows(work / "runs/whole"))
     for name in "abcd":
-        both = [np.load(work / f"runs/{local}/arrays/{name}.npz")["samples"] for run in ("small", "whole")]
+        both = [np.load(work / f"runs/{run}/arrays/{name}.npz")["samples"] for run in ("small", "whole")]
         np.testing.assert_allclose(both[0], both[1], atol=1e-5)
     assert not list((work / "runs").rglob(".*"))
 
@@ -266,7 +266,7 @@ def test_a_mistake_of_ours_keeps_its_traceback_and_a_refusal_is_one_line(small, 
 
 
 def test_the_command_starts_without_torch():
-    code = "import sys, invsolve.cli\ntry: invsolve.cli.main.main(['--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
+    code = "import sys, invsolve.cli\ntry: invsolve.cli.main(['--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=resource())
     assert done.returncode == 0 and "examples:" in done.stdout, done.stderr
 
