@@ -13,6 +13,8 @@ from invsolve.config.model import Config
 
 # Settings that change how fast or where a result is computed, or what is shown meanwhile, but not which run it is.
 _IMMATERIAL = ("device", "out", "batch", "checkpoint_every", "progress", "data.shard")
+# Of earlier versions, which let the memory that was free divide the rows.
+_FORMERLY = (*_IMMATERIAL, "memory_gb", "prior.checkpointing")
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
@@ -30,17 +32,21 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any
 
 def identity(config: Any) -> str:
     """A checksum of all that `difference` compares."""
-    return identity_of(config.as_dict())
+    return _checksum(config.as_dict(), _IMMATERIAL)
 
 
-def identity_of(tree: Mapping[str, Any]) -> str:
-    """`identity` of a configuration as `Config.as_dict` gives it, or as it was stored."""
-    flat = {key: value for key, value in flatten(tree) if not _immaterial(key)}
+def identities(tree: Mapping[str, Any]) -> tuple[str, str]:
+    """What a stored configuration may be known by: its `identity`, and that of earlier versions."""
+    return _checksum(tree, _IMMATERIAL), _checksum(tree, _FORMERLY)
+
+
+def _checksum(tree: Mapping[str, Any], left_out: tuple[str, ...]) -> str:
+    flat = {key: value for key, value in flatten(tree) if not _immaterial(key, left_out)}
     return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _immaterial(key: str) -> bool:
-    return key in _IMMATERIAL or key.startswith("trainer.")
+def _immaterial(key: str, left_out: tuple[str, ...] = _IMMATERIAL) -> bool:
+    return key in left_out or key.startswith("trainer.")
 
 
 def flatten(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from invsolve import ids
 from invsolve.config import trees
-from invsolve.config.identity import difference, flatten, identity_of
+from invsolve.config.identity import difference, flatten, identities
 from invsolve.config.load import assemble
 from invsolve.config.model import Config
 from invsolve.config.names import SECTIONS
@@ -78,12 +78,12 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
 
     Raises ConfigError for a record of another configuration than config.yaml.
     """
-    wanted, found = identity_of(tree_of(folder)), {}
+    wanted, found = identities(tree_of(folder)), {}
     for path in sorted((folder / "records").glob("*.json")):
         record = read_record(path)
         if record is None:
             continue
-        if record.get("config", wanted) != wanted:
+        if record.get("config", wanted[0]) not in wanted:
             raise ConfigError(f"{path} is of another configuration than {folder / 'config.yaml'}; sample its image again")
         found[record["id"]] = record
     return found

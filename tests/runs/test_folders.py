@@ -1,5 +1,6 @@
 """Run folders of others, of the past and of bad luck: nothing read is executed, nothing is lost, leaked or silently of two runs."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -675,3 +676,25 @@ def test_a_file_that_is_named_by_dots_alone_is_hidden_and_refused_by_name(work, 
     with pytest.raises(ConfigError, match=r"'\.\.' is the name of no file"):
         run(load("small.yaml", ["data.root=lot/...png", "out=deep/other"]), prior, say=lambda line: None)
     assert set(work.rglob("*")) == before
+
+
+def test_a_folder_of_the_first_version_is_scored(work, prior):
+    """Its identity left out what decides the rows of a pass, its memory_gb was null, and its records knew no checksums."""
+    quiet(few("out=first"), prior)
+    config = work / "first/config.yaml"
+    config.write_text(config.read_text().replace("memory_gb: 4.0", "memory_gb: null"))
+    tree = yaml.safe_load(config.read_text())
+    flat = {f"{key}.{sub}": value for key in tree if isinstance(tree[key], dict) for sub, value in tree[key].items()}
+    flat |= {key: value for key, value in tree.items() if not isinstance(value, dict)}
+    former = ("device", "out", "batch", "memory_gb", "checkpoint_every", "progress", "prior.checkpointing", "data.shard")
+    kept = {key: value for key, value in flat.items() if key not in former and not key.startswith("trainer.")}
+    identity = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+    for path in (work / "first/records").glob("*.json"):
+        record = json.loads(path.read_text())
+        path.write_text(
+            json.dumps({key: record[key] for key in ("id", "weights", "rows", "facts", "trace", "bytes")} | {"config": identity})
+        )
+    assert score("first", "none").ids
+    path.write_text(json.dumps(record | {"config": "0" * 64}))
+    with pytest.raises(ConfigError, match="of another configuration"):
+        score("first", "none")
