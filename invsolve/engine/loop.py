@@ -58,7 +58,7 @@ def sample(
         dtype: of the state; by default that of the network's weights, else of y.
         progress: a bar with the time left and the running residual ||y - A x0_hat|| / (sigma sqrt(m)).
         observe: called after every step with an Event; may have methods `finish` (see `samplers.State`), `read`, which gets
-            the running residuals (see `monitor.Residuals`), and `begin`, which gets the rows of one pass before the first.
+            the running residuals (see `engine.observers.Residuals`), and `begin`, which gets the rows of one pass before the first.
         memory_gb: limit on what one chunk of samples may take; by default 4 (`invsolve.resources.MEMORY_GB`). It divides the
             rows, which changes results by rounding; the free memory does not, but a chunk that is too large for it is refused.
         checkpoint: a file that makes the call resumable: finished chunks and, every `checkpoint_every` steps, the
@@ -66,7 +66,7 @@ def sample(
         noise_device: "cpu" draws the same numbers, bit for bit, on every machine, "device" draws them on the accelerator.
 
     Returns (B, n, *X) on the prior's device, in the prior's range ([-1, 1] for images), not clamped.
-    Raises ValueError for shapes, ids or levels that do not fit, TypeError (`samplers.base.Unfit`) for an operator or likelihood
+    Raises ValueError for shapes, ids or levels that do not fit, TypeError (`invsolve.Unfit`) for an operator or likelihood
     of a kind that the sampler cannot serve, and Divergence if a trajectory leaves all bounds.
     """
     n = _checked(sampler, target, schedule, n)

@@ -51,7 +51,7 @@ class PnPULA:
             each step, without that term; biased where the posterior has mass outside C) or "none".
         box: C, the same interval for every pixel. The default is the paper's [-1, 2] on [0, 1]. Codes of a latent prior may
             lie beyond it, which biases them: give a wider one.
-        rule, fraction: how delta and lambda follow from the constants, see `lipschitz.step_sizes`.
+        rule, fraction: how delta and lambda follow from the constants, see `step_sizes`.
         delta, lam: given outright; they take the place of the rule's.
         lipschitz: L of D - Id; by default estimated by power iteration at the start of each chain, as L_y always is.
         start: "reverse" walks the schedule down to the level by guided moves (`warm.warm_move`; `zeta` counts only where the
